@@ -358,12 +358,13 @@ def routes():
         ("POST", "login"): route(None, login, "user password"),      # by whoever has no token yet
         ("POST", "v2/redeem"): route(None, redeem, "code hash role [site]"),
         ("POST", "v2/link"): route(None, redeem_link, "code"),
-        ("GET", FILE_LIST): route(None, files_call, "from [claim] [dirs] [data]"),
-        ("POST", FILE_LIST): route(None, files_call, "from files [more] [claim]", bulk=True),
-        ("GET", FILE): route(None, files_call, "[offset] [claim]"),
-        ("POST", FILE): route(None, files_call, "offset [claim]", bulk=True),
-        ("GET", FILE_PACK): route(None, files_call, "from [count] [claim]"),
-        ("POST", FILE_PACK): route(None, files_call, "from count [claim]", bulk=True),
+        ("GET", FILE_LIST): route(None, files_call(FileCall.give_page), "from [claim] [dirs] [data]"),
+        ("POST", FILE_LIST): route(None, files_call(FileCall.add_page), "from files [more] [claim]",
+                                   bulk=True),
+        ("GET", FILE): route(None, files_call(FileCall.give_file), "[offset] [claim]"),
+        ("POST", FILE): route(None, files_call(FileCall.take_piece), "offset [claim]", bulk=True),
+        ("GET", FILE_PACK): route(None, files_call(FileCall.give_pack), "from [count] [claim]"),
+        ("POST", FILE_PACK): route(None, files_call(FileCall.take_pack), "from count [claim]", bulk=True),
         ("", "end"): route(OPERATOR, end_calculation, "accept_id [reason]", word="end"),
         ("", "sites"): route(OPERATOR, list_sites, word="sites"),
         ("", "metrics"): route(OPERATOR, figures_for_operator, word="metrics"),
@@ -581,7 +582,7 @@ def allow_wait_calc(call):
     otherwise."""
     row = calculation_of_caller(call)
     if row["state"] == REGISTERED and (row["inputs_open"] or row["inputs_more"]):
-        raise incomplete_error(call, row, "input")
+        raise FileCall(call, row, "input").incomplete_error()
     if row["state"] != REGISTERED and row["allowed"]:
         return {"message": "allowed"}                  # asked again
     make_step(call, "allow-wait-calc", row, allowed=time.time())
@@ -689,7 +690,7 @@ def calc_info(call, row):
                 **{"command": row["command"], "remote-site": row["site"], "parameters": kept["parameters"],
                    "result_files": {name: {} for name in kept["result_names"]},
                    "result_patterns": kept["result_patterns"]})
-    return {"calc-info": info, "inputs": manifest_page(call, row, "input", 0)}
+    return {"calc-info": info, "inputs": FileCall(call, row, "input").page(0)}
 
 
 def calc_params(call):
@@ -882,7 +883,7 @@ def end_send(call):
     if call["result"] != "end send":
         raise ApiError(400, "result is \"end send\"")
     if row["state"] == GETTING and (row["results_open"] or row["results_more"]):
-        raise incomplete_error(call, row, "result")
+        raise FileCall(call, row, "result").incomplete_error()
     changes = none_came(call.relay.store, row) if row["state"] == GETTING else {}
     make_step(call, "end-send", row, got=time.time(), **changes)
     call.relay.claims.leases.pop(row["accept_id"], None)
@@ -898,7 +899,7 @@ def get_calc_result(call):
                                  " seq = ?", row["seq"])[0]
     kept = json.loads(more["info"])
     report = json.loads(more["report"])
-    page = manifest_page(call, row, "result", 0)
+    page = FileCall(call, row, "result").page(0)
     result = {"result_files": page["files"], "missing": json.loads(more["missing"]),
               "refused": json.loads(more["refused"]), "verdicts": json.loads(more["verdicts"]),
               "status": row["status"], "reason": row["reason"], "exit_code": row["exit_code"],
@@ -1318,41 +1319,6 @@ def room_of_names(entries):
     return sum(len(entry[0]) + ENTRY for entry in entries)
 
 
-def manifest_page(call, row, kind, first):
-    """One page of a manifest as it goes over the wire: {"files": {...}, "next": number or None}. Empty
-    directories are told to those who say that they know them (`dirs`); they are the last, so that nobody
-    counts otherwise. Few small files come along with it, as `data`, to those who ask for that."""
-    rows = call.relay.store.read("SELECT n, name, size, sha256, x, mtime, done, blob, at FROM files WHERE"
-                                 " calc = ? AND kind = ? AND n >= ?%s ORDER BY n LIMIT ?"
-                                 % ("" if call["dirs"] else " AND name NOT LIKE '%/'"), row["seq"],
-                                 kind, first, ANSWER_PAGE + 1)
-    files = collections.OrderedDict((row["name"], {"size": row["size"], "sha256": row["sha256"]})
-                                    for row in rows[:ANSWER_PAGE])
-    for found in rows[:ANSWER_PAGE]:
-        marks = {"x": bool(found["x"]), "mtime": found["mtime"]}
-        files[found["name"]].update((key, value) for key, value in marks.items()
-                                    if value is not None and value is not False)
-    few = call["data"] and len(rows) <= INLINE_FILES
-    if few and sum(found["size"] for found in rows) <= INLINE:
-        add_data(call.relay.store, row["accept_id"], kind, rows, files)
-    return {"files": files, "next": rows[ANSWER_PAGE]["n"] if len(rows) > ANSWER_PAGE else None}
-
-
-def add_data(store, accept_id, kind, rows, files):
-    """Their bytes beside the names of a manifest's files: base64, as they are in the spool. What is not there
-    (any more) goes without."""
-    for found in rows:
-        if not found["done"] or found["blob"] is None:
-            continue
-        try:
-            with open(store.spool(accept_id, kind, found["blob"]), "rb") as source:
-                source.seek(found["at"])
-                data = source.read(found["size"])
-        except OSError:
-            continue
-        files[found["name"]]["data"] = base64.b64encode(data).decode("ascii")
-
-
 def take_inline(call, accept_id, kind, page, entries):
     """The files of a checked page of a manifest that brings all of them along (`data`, base64), in one blob
     of the spool, on disk before this returns: the blob's name; None if it does not. 422 names those whose sum
@@ -1415,46 +1381,22 @@ def check_margin(relay, size):
         raise relay.store.no_room(size)
 
 
-def incomplete_error(call, row, kind):
-    """409 that lists the files that are not complete."""
-    rows = call.relay.store.read("SELECT n FROM files WHERE calc = ? AND kind = ? AND done = 0 ORDER BY n"
-                                 " LIMIT ?", row["seq"], kind, LISTED)
-    more = bool(row[COUNTED[kind] + "_more"])
-    return ApiError(409, "not all files are complete", why="incomplete",
-                    incomplete=[found["n"] for found in rows], more=more)
-
-
 # ==== files ====
 FILES = re.compile(r"files/([0-9a-f-]{36})/(input|result)(?:/(\d{1,7}|pack))?\Z")
 
 
-def files_call(call):
-    """files/ACCEPT_ID/(input|result)[/N|/pack]: one of the functions below, by method and path."""
-    accept_id, kind, which = call.parts
-    call.fields["accept_id"] = accept_id
-    posting = call.method == "POST"
-    row = row_for_files(call, kind, reading=not posting and "offset" not in call.fields)
-    if which is not None and row["state"] == FINISHED and not call.relay.store.has_files(row):
-        raise ApiError(404, FILES_GONE, why="room")
-    if which is None:
-        return (add_page(call, row, kind) if posting
-                else dict(manifest_page(call, row, kind, call["from"]), message="files"))
-    if which == "pack":
-        return take_pack(call, row, kind) if posting else give_pack(call, row, kind)
-    found = call.relay.store.read("SELECT n, size, sha256, done, blob, at FROM files WHERE calc = ? AND kind"
-                                  " = ? AND n = ?", row["seq"], kind, int(which))
-    if not found:
-        raise ApiError(404, "no file %s" % which)
-    if posting:
-        return take_piece(call, row, kind, found[0])
-    if "offset" in call.fields:
-        return upload_offset(call, row, kind, found[0])
-    return give_file(call, row, kind, found[0])
+def files_call(act):
+    """The call that does act (a method of FileCall) with the files of its path, files/ACCEPT_ID/KIND..."""
+    def run(call):
+        call.fields["accept_id"], kind, which = call.parts
+        return act(FileCall(call, row_for_files(call, kind), kind, which))
+    return run
 
 
-def row_for_files(call, kind, reading):
-    """The calculation whose files a call reads, or writes. 403 if that is not this role's, 409 in another
-    state."""
+def row_for_files(call, kind):
+    """The calculation whose files a call reads, or writes. 403 if that is not this role's, 404 for files that
+    are gone, 409 in another state."""
+    reading = call.method == "GET" and "offset" not in call.fields
     remote = reading if kind == "input" else not reading         # whose side of the file this is
     call.check_role(REMOTE if remote else WORKFLOW)
     row = claimed_by_caller(call) if remote else calculation_of_caller(call)
@@ -1462,97 +1404,324 @@ def row_for_files(call, kind, reading):
         raise ApiError(409, "files are not taken now", why="state", state=WORDS[row["state"]])
     if reading and kind == "result" and row["state"] not in OVER:
         raise ApiError(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
+    if call.place != FILE_LIST and row["state"] == FINISHED and not call.relay.store.has_files(row):
+        raise ApiError(404, FILES_GONE, why="room")
     return row
 
 
-def add_page(call, row, kind):
-    """A further page of a manifest; one that is there already is answered again."""
-    first = call["from"]
-    page = call["files"]
-    count = row[COUNTED[kind]]
-    before = call.relay.store.read("SELECT name FROM files WHERE calc = ? AND kind = ? AND n = ?", row["seq"],
-                                   kind, first - 1)
-    entries = check_page(page, before[0]["name"] if before else None, LOG_NAMES if kind == "input" else ())
-    if kind == "result":
-        check_results(call, row, entries)
-    total = check_room(call.relay, entries, first)
+class FileCall:
+    """A call that reads or writes the inputs or the results of one calculation."""
 
-    def work(tx):
-        now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (row["seq"],)).fetchone()
-        if now is None or now["state"] != row["state"] or now["claim"] != row["claim"]:
-            raise ApiError(409, "files are not taken now", why="state")
-        have, more = ((now["inputs"], now["inputs_more"]) if kind == "input"
-                      else (now["results"], now["results_more"]))
-        if first + len(entries) <= have and entries:
-            rows = tx.db.execute("SELECT name, size, sha256 FROM files WHERE calc = ? AND kind = ? AND n >="
-                                 " ? ORDER BY n LIMIT ?", (row["seq"], kind, first, len(entries)))
-            if [tuple(found) for found in rows] == [entry[:3] for entry in entries]:
-                return
-        if have != first or not more:
-            raise ApiError(409, "the next page starts at %d" % have, why="page", **{"from": have})
-        if kind == "input":
-            check_bytes(call.relay, tx, row["user"], total + room_of_names(entries))
-        insert_page(tx, row["seq"], kind, first, entries, bool(call["more"]))
+    def __init__(self, call, row, kind, which=None):
+        self.call = call
+        self.relay = call.relay
+        self.row = row                                 # of the calculation
+        self.kind = kind                               # `input` or `result`
+        self.files = row["seq"], kind                  # by which the database knows them
+        self.folder = call.relay.store.spool(row["accept_id"], kind)
+        # the row of the one that the path names
+        self.found = self.find(int(which)) if which not in (None, "pack") else None
 
-    call.relay.store.write(work, "files page")
-    return {"message": "listed", "from": max(count, first + len(entries))}
+    def find(self, n):
+        """The row of a file. 404 if there is none of this number."""
+        found = self.relay.store.read("SELECT n, size, sha256, done, blob, at FROM files WHERE calc = ? AND"
+                                      " kind = ? AND n = ?", *self.files + (n,))
+        if not found:
+            raise ApiError(404, "no file %s" % self.call.parts[2])
+        return found[0]
 
+    def page(self, first):
+        """One page of a manifest as it goes over the wire: {"files": {...}, "next": number or None}. Empty
+        directories are told to those who say that they know them (`dirs`); they are the last, so that nobody
+        counts otherwise. Few small files come along with it, as `data`, to those who ask for that."""
+        rows = self.relay.store.read("SELECT n, name, size, sha256, x, mtime, done, blob, at FROM files WHERE"
+                                     " calc = ? AND kind = ? AND n >= ?%s ORDER BY n LIMIT ?"
+                                     % ("" if self.call["dirs"] else " AND name NOT LIKE '%/'"),
+                                     *self.files + (first, ANSWER_PAGE + 1))
+        files = collections.OrderedDict((found["name"], {"size": found["size"], "sha256": found["sha256"]})
+                                        for found in rows[:ANSWER_PAGE])
+        for found in rows[:ANSWER_PAGE]:
+            marks = {"x": bool(found["x"]), "mtime": found["mtime"]}
+            files[found["name"]].update((key, value) for key, value in marks.items()
+                                        if value is not None and value is not False)
+        few = self.call["data"] and len(rows) <= INLINE_FILES
+        if few and sum(found["size"] for found in rows) <= INLINE:
+            self.add_data(rows, files)
+        return {"files": files, "next": rows[ANSWER_PAGE]["n"] if len(rows) > ANSWER_PAGE else None}
 
-def take_piece(call, row, kind, found):
-    """Appends a piece. The answer to the last one comes when the file is on disk and its sum is right."""
-    if found["done"]:
-        return {"message": "complete", "offset": found["size"], "complete": True}
-    upload = upload_of(call, row, kind, found)
-    if not still_taken(call, row, kind, found):
-        raise ApiError(503, "the file is not taken any more; ask again")
-    with upload.lock:
-        if upload.ending:
-            raise ApiError(503, "the file is being completed; ask again")
-        upload.owner = call                               # whoever wrote before stops at its next chunk
-        offset = upload.offset
-    if call["offset"] != offset or call.length > found["size"] - offset:
-        raise ApiError(409, "the file goes on at %d of %d" % (offset, found["size"]), why="offset",
-                       offset=offset)
-    if not offset:
-        check_margin(call.relay, found["size"])
-    try:
-        with upload.lock:                              # nobody makes a part that nobody waits for
-            check_still_writer(upload, call)
-            out = open(upload.path, "ab", buffering=0)
-        with out:
-            for view in call.body_views():
+    def add_data(self, rows, files):
+        """Their bytes beside the names of a manifest's files: base64, as they are in the spool. What is not
+        there (any more) goes without."""
+        for found in rows:
+            if not found["done"] or found["blob"] is None:
+                continue
+            try:
+                with open(self.spool(found["blob"]), "rb") as source:
+                    source.seek(found["at"])
+                    data = source.read(found["size"])
+            except OSError:
+                continue
+            files[found["name"]]["data"] = base64.b64encode(data).decode("ascii")
+
+    def spool(self, blob):
+        """The path of a blob of these files."""
+        return self.relay.store.spool(self.row["accept_id"], self.kind, blob)
+
+    def incomplete_error(self):
+        """409 that lists the files that are not complete."""
+        rows = self.relay.store.read("SELECT n FROM files WHERE calc = ? AND kind = ? AND done = 0 ORDER BY n"
+                                     " LIMIT ?", *self.files + (LISTED,))
+        more = bool(self.row[COUNTED[self.kind] + "_more"])
+        return ApiError(409, "not all files are complete", why="incomplete",
+                        incomplete=[found["n"] for found in rows], more=more)
+
+    def give_page(self):
+        """A page of the manifest."""
+        return dict(self.page(self.call["from"]), message="files")
+
+    def add_page(self):
+        """A further page of a manifest; one that is there already is answered again."""
+        first, page, row, kind = self.call["from"], self.call["files"], self.row, self.kind
+        before = self.relay.store.read("SELECT name FROM files WHERE calc = ? AND kind = ? AND n = ?",
+                                       *self.files + (first - 1,))
+        entries = check_page(page, before[0]["name"] if before else None,
+                             LOG_NAMES if kind == "input" else ())
+        if kind == "result":
+            check_results(self.call, row, entries)
+        total = check_room(self.relay, entries, first)
+
+        def work(tx):
+            now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF,
+                                (row["seq"],)).fetchone()
+            if now is None or now["state"] != row["state"] or now["claim"] != row["claim"]:
+                raise ApiError(409, "files are not taken now", why="state")
+            have, more = now[COUNTED[kind]], now[COUNTED[kind] + "_more"]
+            if first + len(entries) <= have and entries:
+                rows = tx.db.execute("SELECT name, size, sha256 FROM files WHERE calc = ? AND kind = ? AND n"
+                                     " >= ? ORDER BY n LIMIT ?", self.files + (first, len(entries)))
+                if [tuple(found) for found in rows] == [entry[:3] for entry in entries]:
+                    return
+            if have != first or not more:
+                raise ApiError(409, "the next page starts at %d" % have, why="page", **{"from": have})
+            if kind == "input":
+                check_bytes(self.relay, tx, row["user"], total + room_of_names(entries))
+            insert_page(tx, row["seq"], kind, first, entries, bool(self.call["more"]))
+
+        self.relay.store.write(work, "files page")
+        return {"message": "listed", "from": max(row[COUNTED[kind]], first + len(entries))}
+
+    def take_piece(self):
+        """Appends a piece. The answer to the last one comes when the file is on disk and its sum is right."""
+        size = self.found["size"]
+        if self.found["done"]:
+            return {"message": "complete", "offset": size, "complete": True}
+        upload = self.upload()
+        if not self.still_taken():
+            raise ApiError(503, "the file is not taken any more; ask again")
+        with upload.lock:
+            if upload.ending:
+                raise ApiError(503, "the file is being completed; ask again")
+            upload.owner = self.call                   # whoever wrote before stops at its next chunk
+            offset = upload.offset
+        if self.call["offset"] != offset or self.call.length > size - offset:
+            raise ApiError(409, "the file goes on at %d of %d" % (offset, size), why="offset", offset=offset)
+        if not offset:
+            check_margin(self.relay, size)
+        try:
+            with upload.lock:                          # nobody makes a part that nobody waits for
+                check_still_writer(upload, self.call)
+                out = open(upload.path, "ab", buffering=0)
+            with out:
+                self.append_body(upload, out)
                 with upload.lock:
-                    check_still_writer(upload, call)
-                    if out.write(view) != len(view):
-                        os.ftruncate(out.fileno(), upload.offset)        # another request may go on from here
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                    upload.digest.update(view)
-                    upload.offset += len(view)
-                if time.monotonic() > upload.touched + 1:
-                    upload.touched = time.monotonic()
-                    call.relay.claims.touch(row)
-            call.relay.claims.touch(row)
-            fault("files piece")
+                    if upload.offset < size:
+                        return {"message": "received", "offset": upload.offset, "complete": False}
+                    check_still_writer(upload, self.call)
+                    upload.ending = True
+                return self.end_upload(upload, out)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                self.relay.uploads.pop(self.files + (self.found["n"],), None)
+                raise self.relay.store.no_room(size - upload.offset)
+            raise
+        finally:
+            if upload.ending and upload.owner is self.call:
+                self.relay.uploads.pop(self.files + (self.found["n"],), None)
+
+    def append_body(self, upload, out):
+        """The body of the call behind what is there of the file, as it comes."""
+        for view in self.call.body_views():
             with upload.lock:
-                if upload.offset < found["size"]:
-                    return {"message": "received", "offset": upload.offset, "complete": False}
-                check_still_writer(upload, call)
-                upload.ending = True
-            return end_upload(call, row, kind, found, upload, out)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            call.relay.uploads.pop((row["seq"], kind, found["n"]), None)
-            raise call.relay.store.no_room(found["size"] - upload.offset)
-        raise
-    finally:
-        if upload.ending and upload.owner is call:
-            call.relay.uploads.pop((row["seq"], kind, found["n"]), None)
+                check_still_writer(upload, self.call)
+                if out.write(view) != len(view):
+                    os.ftruncate(out.fileno(), upload.offset)        # another request may go on from here
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                upload.digest.update(view)
+                upload.offset += len(view)
+            if time.monotonic() > upload.touched + 1:
+                upload.touched = time.monotonic()
+                self.relay.claims.touch(self.row)
+        self.relay.claims.touch(self.row)
+        fault("files piece")
 
+    def upload_offset(self):
+        """How much of a file is there."""
+        offset = self.found["size"] if self.found["done"] else self.upload().offset
+        return {"message": "offset", "offset": offset, "complete": bool(self.found["done"])}
 
-def upload_offset(call, row, kind, found):
-    """How much of a file is there."""
-    offset = found["size"] if found["done"] else upload_of(call, row, kind, found).offset
-    return {"message": "offset", "offset": offset, "complete": bool(found["done"])}
+    def upload(self):
+        """The Upload of a file, made from what is on disk if this process does not know it yet."""
+        key, uploads = self.files + (self.found["n"],), self.relay.uploads
+        upload = uploads.get(key)
+        if upload is None:
+            make_folder(self.folder, utf8(self.relay.store.folder))
+            upload = uploads.setdefault(key, Upload(os.path.join(self.folder, b"%06d.part" % key[2])))
+        upload.touched = time.monotonic()
+        return upload
+
+    def still_taken(self):
+        """Is a file still lacking, for the manifest and the claim by which a call asked? What ends that sees
+        the call's Upload, or is seen here: see Relay.forget_uploads()."""
+        row = self.row
+        return bool(self.relay.store.read(
+            "SELECT 1 FROM calculations c JOIN files f ON f.calc = c.seq WHERE c.seq = ? AND c.state = ? AND"
+            " c.claim IS ? AND c.manifest IS ? AND f.kind = ? AND f.n = ? AND f.done = 0", row["seq"],
+            row["state"], row["claim"], row["manifest"], self.kind, self.found["n"]))
+
+    def end_upload(self, upload, out):
+        """All of a file is there: puts it in its place, durably, or drops it if its sum is another (422)."""
+        n, size = self.found["n"], self.found["size"]
+        good = upload.digest.hexdigest() == self.found["sha256"] and os.fstat(out.fileno()).st_size == size
+        if good:
+            os.fsync(out.fileno())
+        blob = "%06d" % n
+        with upload.lock:
+            check_still_writer(upload, self.call)
+            if not good:
+                os.unlink(upload.path)
+                raise ApiError(422, "the file lacks its sha256; dropped, from 0 again", why="sum", wrong=[n],
+                               offset=0)
+            os.rename(upload.path, self.spool(blob))
+        self.note_complete(blob, [(n, 0)])
+        return {"message": "complete", "offset": size, "complete": True}
+
+    def note_complete(self, blob, placed):
+        """Files [(number, place in the blob)] are on disk: notes it, durably."""
+        sync_path(self.folder)
+        fault("files synced")
+        field, row = COUNTED[self.kind] + "_open", self.row
+
+        def work(tx):
+            now = tx.db.execute("SELECT state, claim, manifest FROM calculations WHERE seq = ?",
+                                (row["seq"],)).fetchone()
+            if (now is None
+                    or (now["state"], now["claim"], now["manifest"])
+                    != (row["state"], row["claim"], row["manifest"])):
+                raise ApiError(409, "files are not taken now", why="state")
+            count = 0
+            for n, at in placed:
+                count += tx.db.execute("UPDATE files SET done = 1, blob = ?, at = ? WHERE calc = ? AND kind ="
+                                       " ? AND n = ? AND done = 0", (blob, at) + self.files + (n,)).rowcount
+            tx.db.execute("UPDATE calculations SET %s = %s - ?, touched = ?, waits = '' WHERE seq = ?"
+                          % (field, field), (count, time.time(), row["seq"]))
+
+        self.relay.store.write(work, "files")
+
+    def take_pack(self):
+        """Files N, N+1, ... back to back in one body: one blob, one fsync, one transaction. 422 names the
+        wrong ones; then none is kept."""
+        first, count = self.call["from"], self.call["count"]
+        rows = self.relay.store.read("SELECT n, size, sha256, done FROM files WHERE calc = ? AND kind = ? AND"
+                                     " n >= ? AND n < ? ORDER BY n",
+                                     *self.files + (first, first + min(count, 20000)))
+        if (not rows or len(rows) != count or any(found["size"] > PACK_FILE for found in rows)
+                or sum(found["size"] for found in rows) != self.call.length):
+            raise ApiError(400, "a pack is files from..from+count-1 of the manifest, each of at most %d"
+                                " bytes, in full" % PACK_FILE)
+        if all(found["done"] for found in rows):
+            return {"message": "complete", "complete": True}
+        make_folder(self.folder, utf8(self.relay.store.folder))
+        # a new one each time: nothing that is noted is ever written over
+        blob = "%06dp%s" % (first, os.urandom(4).hex())
+        wrong = self.write_pack(rows, self.spool(blob))
+        if wrong:
+            os.unlink(self.spool(blob))
+            raise ApiError(422, "%d files lack their sha256" % len(wrong), why="sum", wrong=wrong[:LISTED])
+        at, placed = 0, []
+        for found in rows:
+            placed.append((found["n"], at))
+            at += found["size"]
+        try:
+            self.note_complete(blob, placed)
+        except ApiError:                               # it is not noted
+            remove_blob(self.folder, utf8(blob))
+            raise
+        return {"message": "complete", "complete": True}
+
+    def write_pack(self, rows, path):
+        """A pack's body into the file at path, durably; the numbers of the files whose sum is another. 507
+        where there is no room; the file is gone then."""
+        wrong, placed, at = [], [], 0
+        try:
+            with open(path, "xb", buffering=0) as out:
+                source = self.call.exact_reader()
+                for found in rows:
+                    data = source(found["size"])
+                    if hashlib.sha256(data).hexdigest() != found["sha256"]:
+                        wrong.append(found["n"])
+                    placed.append((found["n"], at, data))
+                    at += len(data)
+                    if len(placed) % 512 == 0 or at - placed[0][1] > CHUNK:
+                        write_gathered(out, placed)
+                write_gathered(out, placed)
+                if not wrong:
+                    os.fsync(out.fileno())
+        except BaseException as error:
+            os.unlink(path)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self.relay.store.no_room(self.call.length)
+            raise
+        return wrong
+
+    def give_file(self):
+        """A file as bytes, from where Range says; ETag is its sha256. To who writes it (`offset`): how much
+        of it is there."""
+        if "offset" in self.call.fields:
+            return self.upload_offset()
+        if not self.found["done"] or self.found["blob"] is None:
+            raise ApiError(409, "the file is not complete, or a directory", why="incomplete")
+        start, size, tag = 0, self.found["size"], '"%s"' % self.found["sha256"]
+        asked = re.match(r"bytes=(\d{1,15})-\Z", self.call.headers.get("range", ""))
+        if asked and self.call.headers.get("if-range", tag) == tag:
+            start = int(asked.group(1))
+            if start >= size:
+                raise ApiError(416, "the file has %d bytes" % size)
+        headers = [("ETag", tag), ("Accept-Ranges", "bytes")]
+        if start:
+            headers.append(("Content-Range", "bytes %d-%d/%d" % (start, size - 1, size)))
+        segment = self.spool(self.found["blob"]), self.found["at"] + start, size - start
+        return FileAnswer([segment], size - start, headers, 206 if start else 200,
+                          moved=lambda: self.relay.claims.touch(self.row))
+
+    def give_pack(self):
+        """Files N, N+1, ... back to back, whole ones, up to max_body or the first large one."""
+        first, segments, total = self.call["from"], [], 0
+        rows = self.relay.store.read("SELECT n, size, done, blob, at FROM files WHERE calc = ? AND kind = ?"
+                                     " AND n >= ? ORDER BY n LIMIT ?",
+                                     *self.files + (first, min(PACK_FILES, self.call["count"])))
+        for found in rows:
+            if (found["size"] > PACK_FILE or not found["done"] or found["blob"] is None
+                    or total + found["size"] > self.relay.conf["limits"]["max_body"]):
+                break
+            path = self.spool(found["blob"])
+            if segments and segments[-1][0] == path and segments[-1][1] + segments[-1][2] == found["at"]:
+                segments[-1] = (path, segments[-1][1], segments[-1][2] + found["size"])
+            else:
+                segments.append((path, found["at"], found["size"]))
+            total += found["size"]
+        if not segments:
+            raise ApiError(400, "no pack starts at file %d" % first)
+        return FileAnswer(segments, total, [], 200, moved=lambda: self.relay.claims.touch(self.row))
 
 
 class Upload:
@@ -1576,132 +1745,10 @@ class Upload:
             pass
 
 
-def upload_of(call, row, kind, found):
-    """The Upload of a file, made from what is on disk if this process does not know it yet."""
-    key, uploads = (row["seq"], kind, found["n"]), call.relay.uploads
-    folder = call.relay.store.spool(row["accept_id"], kind)
-    upload = uploads.get(key)
-    if upload is None:
-        make_folder(folder, utf8(call.relay.store.folder))
-        upload = uploads.setdefault(key, Upload(os.path.join(folder, b"%06d.part" % found["n"])))
-    upload.touched = time.monotonic()
-    return upload
-
-
-def still_taken(call, row, kind, found):
-    """Is a file still lacking, for the manifest and the claim by which a call asked? What ends that sees the
-    call's Upload, or is seen here: see Relay.forget_uploads()."""
-    return bool(call.relay.store.read(
-        "SELECT 1 FROM calculations c JOIN files f ON f.calc = c.seq WHERE c.seq = ? AND c.state = ? AND"
-        " c.claim IS ? AND c.manifest IS ? AND f.kind = ? AND f.n = ? AND f.done = 0", row["seq"],
-        row["state"], row["claim"], row["manifest"], kind, found["n"]))
-
-
 def check_still_writer(upload, call):
     """409 if a newer request writes this file, or it is not taken any more."""
     if upload.owner is not call:
         raise ApiError(409, "a newer request writes this file", why="offset", offset=upload.offset)
-
-
-def end_upload(call, row, kind, found, upload, out):
-    """All of a file is there: puts it in its place, durably, or drops it if its sum is another (422)."""
-    good = upload.digest.hexdigest() == found["sha256"] and os.fstat(out.fileno()).st_size == found["size"]
-    if good:
-        os.fsync(out.fileno())
-    blob = "%06d" % found["n"]
-    with upload.lock:
-        check_still_writer(upload, call)
-        if not good:
-            os.unlink(upload.path)
-            raise ApiError(422, "the file lacks its sha256; dropped, from 0 again", why="sum",
-                           wrong=[found["n"]], offset=0)
-        os.rename(upload.path, call.relay.store.spool(row["accept_id"], kind, blob))
-    complete_files(call, row, kind, blob, [(found["n"], 0)])
-    return {"message": "complete", "offset": found["size"], "complete": True}
-
-
-def complete_files(call, row, kind, blob, placed):
-    """Files [(number, place in the blob)] are on disk: notes it, durably."""
-    sync_path(call.relay.store.spool(row["accept_id"], kind))
-    fault("files synced")
-    field = COUNTED[kind] + "_open"
-
-    def work(tx):
-        now = tx.db.execute("SELECT state, claim, manifest FROM calculations WHERE seq = ?",
-                            (row["seq"],)).fetchone()
-        if (now is None
-                or (now["state"], now["claim"], now["manifest"])
-                != (row["state"], row["claim"], row["manifest"])):
-            raise ApiError(409, "files are not taken now", why="state")
-        count = 0
-        for n, at in placed:
-            count += tx.db.execute("UPDATE files SET done = 1, blob = ?, at = ? WHERE calc = ? AND kind = ?"
-                                   " AND n = ? AND done = 0", (blob, at, row["seq"], kind, n)).rowcount
-        tx.db.execute("UPDATE calculations SET %s = %s - ?, touched = ?, waits = '' WHERE seq = ?"
-                      % (field, field), (count, time.time(), row["seq"]))
-
-    call.relay.store.write(work, "files")
-
-
-def take_pack(call, row, kind):
-    """Files N, N+1, ... back to back in one body: one blob, one fsync, one transaction. 422 names the wrong
-    ones; then none is kept."""
-    first, count = call["from"], call["count"]
-    rows = call.relay.store.read("SELECT n, size, sha256, done FROM files WHERE calc = ? AND kind = ? AND n"
-                                 " >= ? AND n < ? ORDER BY n", row["seq"], kind, first,
-                                 first + min(count, 20000))
-    if (not rows or len(rows) != count or any(found["size"] > PACK_FILE for found in rows)
-            or sum(found["size"] for found in rows) != call.length):
-        raise ApiError(400,
-                       "a pack is files from..from+count-1 of the manifest, each of at most %d bytes, in full"
-                       % PACK_FILE)
-    if all(found["done"] for found in rows):
-        return {"message": "complete", "complete": True}
-    folder = call.relay.store.spool(row["accept_id"], kind)
-    make_folder(folder, utf8(call.relay.store.folder))
-    # a new one each time: nothing that is noted is ever written over
-    blob = "%06dp%s" % (first, os.urandom(4).hex())
-    path = os.path.join(folder, utf8(blob))
-    wrong = write_pack(call, rows, path)
-    if wrong:
-        os.unlink(path)
-        raise ApiError(422, "%d files lack their sha256" % len(wrong), why="sum", wrong=wrong[:LISTED])
-    at, placed = 0, []
-    for found in rows:
-        placed.append((found["n"], at))
-        at += found["size"]
-    try:
-        complete_files(call, row, kind, blob, placed)
-    except ApiError:                                   # it is not noted
-        remove_blob(folder, utf8(blob))
-        raise
-    return {"message": "complete", "complete": True}
-
-
-def write_pack(call, rows, path):
-    """A pack's body into the file at path, durably; the numbers of the files whose sum is another. 507 where
-    there is no room; the file is gone then."""
-    wrong, placed, at = [], [], 0
-    try:
-        with open(path, "xb", buffering=0) as out:
-            source = call.exact_reader()
-            for found in rows:
-                data = source(found["size"])
-                if hashlib.sha256(data).hexdigest() != found["sha256"]:
-                    wrong.append(found["n"])
-                placed.append((found["n"], at, data))
-                at += len(data)
-                if len(placed) % 512 == 0 or at - placed[0][1] > CHUNK:
-                    write_gathered(out, placed)
-            write_gathered(out, placed)
-            if not wrong:
-                os.fsync(out.fileno())
-    except BaseException as error:
-        os.unlink(path)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise call.relay.store.no_room(call.length)
-        raise
-    return wrong
 
 
 def write_gathered(out, placed):
@@ -1710,46 +1757,6 @@ def write_gathered(out, placed):
     if out.write(data) != len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     placed[:] = []
-
-
-def give_file(call, row, kind, found):
-    """A file as bytes, from where Range says; ETag is its sha256."""
-    if not found["done"] or found["blob"] is None:
-        raise ApiError(409, "the file is not complete, or a directory", why="incomplete")
-    start, tag = 0, '"%s"' % found["sha256"]
-    asked = re.match(r"bytes=(\d{1,15})-\Z", call.headers.get("range", ""))
-    if asked and call.headers.get("if-range", tag) == tag:
-        start = int(asked.group(1))
-        if start >= found["size"]:
-            raise ApiError(416, "the file has %d bytes" % found["size"])
-    headers = [("ETag", tag), ("Accept-Ranges", "bytes")]
-    if start:
-        headers.append(("Content-Range", "bytes %d-%d/%d" % (start, found["size"] - 1, found["size"])))
-    length = found["size"] - start
-    return FileAnswer([(call.relay.store.spool(row["accept_id"], kind, found["blob"]), found["at"] + start,
-                        length)], length, headers, 206 if start else 200,
-                      moved=lambda: call.relay.claims.touch(row))
-
-
-def give_pack(call, row, kind):
-    """Files N, N+1, ... back to back, whole ones, up to max_body or the first large one."""
-    first, segments, total = call["from"], [], 0
-    rows = call.relay.store.read("SELECT n, size, done, blob, at FROM files WHERE calc = ? AND kind = ? AND"
-                                 " n >= ? ORDER BY n LIMIT ?", row["seq"], kind, first,
-                                 min(PACK_FILES, call["count"]))
-    for found in rows:
-        if (found["size"] > PACK_FILE or not found["done"] or found["blob"] is None
-                or total + found["size"] > call.relay.conf["limits"]["max_body"]):
-            break
-        path = call.relay.store.spool(row["accept_id"], kind, found["blob"])
-        if segments and segments[-1][0] == path and segments[-1][1] + segments[-1][2] == found["at"]:
-            segments[-1] = (path, segments[-1][1], segments[-1][2] + found["size"])
-        else:
-            segments.append((path, found["at"], found["size"]))
-        total += found["size"]
-    if not segments:
-        raise ApiError(400, "no pack starts at file %d" % first)
-    return FileAnswer(segments, total, [], 200, moved=lambda: call.relay.claims.touch(row))
 
 
 # ==== who may ====

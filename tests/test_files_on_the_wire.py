@@ -534,7 +534,7 @@ def test_a_piece_of_an_input_does_not_outlive_its_registration(world):
         client.ok("POST", "cancel-wait-calc", {"v": 2, "accept_id": accept_id})
 
 
-@pytest.mark.parametrize("function", ["upload_of", "check_margin", "write_pack", "take_inline"])
+@pytest.mark.parametrize("function", ["FileCall.upload", "check_margin", "FileCall.write_pack", "take_inline"])
 @pytest.mark.parametrize("end", ["end-send", "another manifest", "lost"])
 def test_a_call_that_comes_late_leaves_nothing_in_the_spool(make_world, function, end):
     world = make_world(tls=False, commands=["hello"])
@@ -543,7 +543,7 @@ def test_a_call_that_comes_late_leaves_nothing_in_the_spool(make_world, function
     client, accept_id, claim = claimed(world, results=list(TWO))
     base, target = {"v": 2, "accept_id": accept_id, "claim": claim}, "files/%s/result/" % accept_id
     manifest = dict(base, result_files=along(TWO) if function == "take_inline" else {name: entry(data) for name, data in TWO.items()}, end=True)
-    late = {"write_pack": ("pack?v=2&from=0&count=2", b"".join(TWO.values()))}.get(function, ("0?v=2&offset=0", TWO["a"][:500]))
+    late = {"FileCall.write_pack": ("pack?v=2&from=0&count=2", b"".join(TWO.values()))}.get(function, ("0?v=2&offset=0", TWO["a"][:500]))
     if function == "take_inline":
         open(go + ".armed", "w").close()
         answer = in_thread(lambda: world.client().call("POST", "send-results", manifest))
