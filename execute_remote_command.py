@@ -9140,7 +9140,7 @@ JA = {
     "%s: is not here, although all was fetched": "%s: すべて取得したはずですが、こちらにありません",
     "%s: its results were fetched, and its directory there is gone": "%s: 結果は取得済みで、先方のディレクトリはもうありません",
     "sent": "送信",
-    "fetched": "受信",
+    "fetched": "受取済み",
     "on this side": "こちら側",
     "no command, or one with control characters": "コマンドがないか、制御文字を含みます",
     "client_name:HOST is missing": "client_name:ホスト がありません",

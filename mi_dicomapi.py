@@ -19,7 +19,7 @@ usage: mi_dicomapi.py init --name HOST[:PORT]... --site SITE --user USER [--comm
                                                  at the running relay; --upgrade: only at what an older
                                                  version has left
        mi_dicomapi.py unit                       prints a systemd unit for `serve`
-       mi_dicomapi.py list [--all] | show | explain ACCEPT_ID | sites | metrics
+       mi_dicomapi.py list [--all] [--watch] | show | explain ACCEPT_ID | sites | metrics
        mi_dicomapi.py history [--since TIME] [--site SITE] [--user USER] [--csv]
        mi_dicomapi.py cancel | end | rerun [--force] ACCEPT_ID [--reason TEXT]
        mi_dicomapi.py maintenance on [--reason TEXT] | off        no new calculations or claims; what runs
@@ -62,6 +62,7 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: lean                  what runs for long gives back what its start took
   shared: ini
   shared: usage                 words and options, --help, --version
+  shared: table                 lists: columns, states in words, drawn anew
   shared: say
   tables                        words and options, keys of the ini
   texts of units
@@ -5937,26 +5938,38 @@ def own_user(default):
         return str(os.geteuid())
 
 
+LIST_COLUMNS = ("accept_id", "state", "user", "site", "registered", "exit_code", "command", "reason")
+
+
 def cmd_list(options):
     """The calculations that are not finished (--all: all that are kept)."""
     store, conf = open_store(options)
-    rows = [dict(row)
-            for row in store.read("SELECT accept_id, user, site, command, state, status, registered, poller,"
-                                  " exit_code, reason, waits, silent AS out_of_contact FROM calculations"
-                                  " WHERE ? OR state != ? ORDER BY seq", options.all, FINISHED)]
-    for row in rows:
-        row["out_of_contact"] = (int(row["out_of_contact"])
-                                 if row["out_of_contact"] and row["state"] in CLAIMED else None)
-    for row in rows if not options.json else ():
-        row.update(registered=local_time(row["registered"]), reason=row["reason"] or row["waits"])
-        row["state"] += "" if row["out_of_contact"] is None else _(", out of contact")
+
+    def look():
+        rows = [dict(row)
+                for row in store.read("SELECT accept_id, user, site, command, state, status, registered,"
+                                      " poller, exit_code, reason, waits, silent AS out_of_contact FROM"
+                                      " calculations WHERE ? OR state != ? ORDER BY seq", options.all,
+                                      FINISHED)]
+        for row in rows:
+            row["out_of_contact"] = (int(row["out_of_contact"])
+                                     if row["out_of_contact"] and row["state"] in CLAIMED else None)
+        return rows
+
     for good, text in look_at_running_relay(conf):
         if not good:
             sys.stderr.write("%s: %s\n" % (PROGRAM, printable(text)))
-    show_rows(options, rows,
-              ("accept_id", "registered", "user", "site", "state", "status", "exit_code", "command",
-               "reason"))
-    return 0
+    show_list(options, looks(look),
+              lambda rows, width: table_lines(list(map(row_for_people, rows)), LIST_COLUMNS, width))
+
+
+def row_for_people(row):
+    """A row of list, for people."""
+    state = state_cell(row["state"], row["status"])
+    if row["out_of_contact"] is not None:
+        state = "?" + state[1:] + _(", out of contact")
+    return dict(row, registered=local_time(row["registered"]), reason=row["reason"] or row["waits"],
+                state=state)
 
 
 def look_at_running_relay(conf):
@@ -6150,16 +6163,18 @@ def cmd_explain(options):
     return 0
 
 
+SITE_COLUMNS = ("site", "user", "state", "until", "heard", "busy", "jobs", "waiting", "waiting_since",
+                "outbox", "oldest", "version", "poller")
+
+
 def cmd_sites(options):
     """The sites with their pollers: how each stands, when it was heard, what it has."""
     store, conf = open_store(options)
-    rows = ask_running_relay(store, "sites")["sites"]
-    for row in rows if not options.json else ():
-        for key in ("until", "heard", "oldest", "waiting_since"):
-            row[key] = local_time(row[key])
-    show_rows(options, rows, ("site", "user", "state", "until", "heard", "busy", "jobs", "waiting",
-                              "waiting_since", "outbox", "oldest", "version", "poller"))
-    return 0
+    times = ("until", "heard", "oldest", "waiting_since")
+    show_list(options, looks(lambda: ask_running_relay(store, "sites")["sites"]),
+              lambda rows, width: table_lines(
+                  [dict(row, **{key: local_time(row[key]) for key in times}) for row in rows],
+                  SITE_COLUMNS, width))
 
 
 def cmd_metrics(options):
@@ -6290,13 +6305,7 @@ def cmd_restore(options):
 
 def show_rows(options, rows, columns):
     """Rows (dicts) as a table, or as JSON."""
-    if options.json:
-        print(json_of(rows))
-        return
-    table = [[printable("" if row[name] is None else row[name]) for name in columns] for row in rows]
-    widths = [max([len(name)] + [len(line[n]) for line in table]) for n, name in enumerate(columns)]
-    for line in [list(columns)] + table:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
+    print(json_of(rows) if options.json else "\n".join(table_lines(rows, columns)))
 
 
 def day_and_hour(seconds):
@@ -8456,6 +8465,95 @@ def print_version():
 # ==== end shared ====
 
 
+# ==== shared: table ====
+# Lists for people: columns as wide as a terminal shows them, states in the words of the README, and drawn
+# anew while they change. {state for people: (its sign, which no colour replaces; its colour on a terminal)}
+STATES = {"registered": (".", ""), "waiting": ("-", "33"), "taken": ("<", "36"), "queued": ("-", "33"),
+          "running": (">", "32"), "ended": ("=", "36"), "sending": ("=", "36"), "done": ("+", "32"),
+          "abnormal": ("!", "31"), "fetched": ("+", ""), "undelivered": ("=", "36"), "delivered": ("+", ""),
+          "kept": ("!", "31"), "lost": ("!", "31"), "out of contact": ("?", "35")}
+# the relay's, the wire's and the poller's own words for them
+STATE_WORDS = {"allowed": "waiting", "sent": "taken", "getting": "sending", "got": "done",
+               "finished": "fetched", "not start": "waiting", "sending params": "taken",
+               "complete send": "taken", "calc end": "ended", "getting return": "sending",
+               "got return": "done", "claimed": "taken", "starting": "taken"}
+LOOK_AGAIN = 1                                         # seconds between two looks of --watch
+
+
+def state_cell(word, status=""):
+    """A state in a list: its sign and its word in the reader's language."""
+    failed = status == "abnormal" and word in ("got", "got return")
+    word = "abnormal" if failed else STATE_WORDS.get(word, word)
+    return "%s %s" % (STATES.get(word, (" ",))[0], _(word))
+
+
+def width_of(text):
+    """How many columns of a terminal a text takes."""
+    if len(text) == len(utf8(text)):
+        return len(text)
+    from unicodedata import combining, east_asian_width
+    return sum(0 if combining(char) else 1 + (east_asian_width(char) in "WF") for char in text)
+
+
+def fitted(text, width):
+    """As much of a text as fits into so many columns."""
+    while width_of(text) > width:
+        text = text[:max(0, len(text) - max(1, (width_of(text) - width) // 2))]
+    return text
+
+
+def coloured(line, state):
+    """A line of a terminal with the colour of the state that stands in it as this cell."""
+    colour = next((colour for sign, colour in STATES.values() if state[:1] == sign), "")
+    if not colour or os.environ.get("NO_COLOR"):
+        return line
+    return line.replace(state, "\x1b[%sm%s\x1b[0m" % (colour, state), 1)
+
+
+def table_lines(rows, columns, terminal=0):
+    """Rows (dicts) as lines. terminal: its width; 0 where it is none."""
+    table = [[printable("" if row[name] is None else row[name]) for name in columns] for row in rows]
+    widths = [max(map(width_of, column)) for column in zip(columns, *table)]
+    lines = []
+    for row, cells in zip([{}] + rows, [columns] + table):
+        padded = (cell + " " * (width - width_of(cell)) for cell, width in zip(cells, widths))
+        line = "  ".join(padded).rstrip()
+        lines.append(coloured(fitted(line, terminal), row.get("state", "")) if terminal else line)
+    return lines
+
+
+def show_list(options, pictures, lines_of):
+    """Prints the first of pictures (an iterator of lists of rows), as JSON or as lines_of(rows, width of the
+    terminal, 0 where it is none). --watch: each as it comes, on a terminal in place, elsewhere the lines that
+    are new, until Ctrl+C."""
+    terminal, before = sys.stdout.isatty() and os.environ.get("TERM") != "dumb", []
+    try:
+        for rows in pictures:
+            import shutil
+            size = shutil.get_terminal_size()          # COLUMNS and LINES count
+            width = terminal and (size.columns if options.watch else 1 << 20)
+            lines = [json_of(rows)] if options.json else lines_of(rows, width)
+            if terminal and options.watch:
+                shown_lines = "".join(line + "\x1b[K\n" for line in lines[:size.lines - 1])
+                print("\x1b[H%s\x1b[J" % shown_lines, end="", flush=True)
+            else:
+                print("".join(line + "\n" for line in lines if line not in before), end="", flush=True)
+            before = lines
+            if not options.watch:
+                return
+    except KeyboardInterrupt:
+        if not options.watch:
+            raise
+
+
+def looks(look):
+    """An iterator for show_list(): what look() finds, again and again."""
+    while True:
+        yield look()
+        time.sleep(LOOK_AGAIN)
+# ==== end shared ====
+
+
 # ==== shared: say ====
 # How every script of the suite speaks: one line per failure, one line per step, nothing from the wire
 # unescaped.
@@ -8657,6 +8755,7 @@ OPTIONS = {
     "--sites": dict(default="", metavar="S,S", help="for these external computers only"),
     "--days": dict(type=float, metavar="N", help="good for so long (default: token_days of the ini)"),
     "--upgrade": dict(action="store_true", help="only at what an older version has left"),
+    "--watch": dict(action="store_true", help="again and again, in place on a terminal, until Ctrl+C"),
     "--all": dict(action="store_true", help="all that are kept, finished ones too"),
     "--since": dict(default="", metavar="TIME", help="12h, 7d, or a date like 2026-11-20"),
     "--site": dict(default="", metavar="SITE", help="the external computer"),
@@ -8709,11 +8808,11 @@ SUBCOMMANDS = {
              "unit >mi_dicomapi.service", ""),
     "list": (cmd_list, "",
              "The calculations that are not finished (explain: why one waits).",
-             "list --all", "--all"),
+             "list --all", "--all --watch"),
     "sites": (cmd_sites, "",
               "The sites with their pollers: whether each takes work or why not, when it was heard, what "
               "waits for it.",
-              "sites", ""),
+              "sites --watch", "--watch"),
     "metrics": (cmd_metrics, "",
                 "The running relay's figures, for node_exporter's textfile collector (Prometheus asks GET "
                 "/metrics).",
@@ -10083,6 +10182,22 @@ JA = {
     " (login_hours).":
         "ブラウザーでページを開くためのリンクを表示します。1分以内に一度だけ使え、その利用者として12時間 (login_hours) 有効です。",
     "no: there is no page for browsers": "no: ブラウザー用のページを出しません",
+    "again and again, in place on a terminal, until Ctrl+C": "Ctrl+C まで繰り返し表示します (端末では同じ場所に)",
+    "registered": "入力待ち",
+    "waiting": "実行待ち",
+    "taken": "入力転送中",
+    "queued": "順番待ち",
+    "running": "実行中",
+    "ended": "結果待ち",
+    "sending": "結果転送中",
+    "done": "正常終了",
+    "abnormal": "異常終了",
+    "fetched": "受取済み",
+    "undelivered": "未送付",
+    "delivered": "送付済み",
+    "kept": "受取拒否",
+    "lost": "打ち切り",
+    "out of contact": "連絡途絶",
     "Why one calculation is where it is: a sentence, who has to act, what to type, since when, what would"
     " change it.":
         "一つの計算がなぜ今の所にあるのかを示します。理由、対応する人、打つべき語、いつからか、何があれば変わるか。",

@@ -64,6 +64,7 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: lean                  what runs for long gives back what its start took
   shared: ini
   shared: usage                 words and options, --help, --version
+  shared: table                 lists: columns, states in words, drawn anew
   shared: say
   tables                        words and options, keys of the ini
   texts of units
@@ -3185,27 +3186,32 @@ def without_free(presence):
 
 # ==== a person's words ====
 
-def cmd_show(base, name, as_json):
-    """One calculation (without its claim, with its journal), or with name None a line for each. 64 if it is
-    not here."""
-    rows, name = [], name and calc_named(base, name).name
-    for calc in on_disk(base, name and [name]):
-        row = {"id": calc.name, "state": calc.state(), "command": calc.info["command"],
-               "age": round(time.time() - calc.order["t"])}
-        rows.append(row)
-        if (row["state"] in ("queued", "running") and read_batch(calc.control)
-                and (name is None or name == calc.name)):
-            row["what"] = batch_state(os.path.dirname(calc.control), calc.control)[1]
-        if name is None and not as_json:
-            words = printable("  ".join([row["command"], row.get("what", "")]).rstrip())
-            print("%-38s %-12s %8ds  %s" % (row["id"], row["state"], row["age"], words))
-        elif name == calc.name:
-            order = {key: value for key, value in calc.order.items() if key != "claim"}
-            row.update(work=shown(calc.work), control=shown(calc.control), order=order,
-                       journal=calc.whole_journal())
-            return print(json_of(row, indent=None if as_json else 1))
-    if as_json:
-        print(json_of(rows))
+def calc_in_full(base, name):
+    """One calculation (without its claim, with its journal). 64 if it is not here."""
+    calc = calc_named(base, name)
+    order = {key: value for key, value in calc.order.items() if key != "claim"}
+    return dict(row_of(base, calc), work=shown(calc.work), control=shown(calc.control), order=order,
+                journal=calc.whole_journal())
+
+
+def row_of(base, calc):
+    """A calculation in a list."""
+    row = {"id": calc.name, "state": calc.state(), "command": calc.info["command"],
+           "age": round(time.time() - calc.order["t"])}
+    if row["state"] in ("queued", "running") and read_batch(calc.control):
+        row["what"] = batch_state(os.path.dirname(calc.control), calc.control)[1]
+    return row
+
+
+def list_lines(rows, terminal):
+    """A list of what is here, as lines."""
+    lines = []
+    for row in rows:
+        state = state_cell(row["state"])[0 if terminal else 2:]
+        line = "%-38s %s %8ds  %s" % (row["id"], state + " " * (12 - width_of(state)), row["age"],
+                                      printable("  ".join([row["command"], row.get("what", "")]).rstrip()))
+        lines.append(coloured(fitted(line, terminal), state) if terminal else line)
+    return lines
 
 
 def cmd_outbox(base, as_json):
@@ -3882,10 +3888,13 @@ def on_what_is_here(options, settings, ini):
         return cmd_metrics(base, settings["poller"])
     if options.word == "explain":
         return cmd_explain(base, settings["poller"], options.id, options.json)
-    cmd_show(base, options.id if options.word == "show" else None, options.json)
-    if options.word == "list" and not options.json:
-        for good, text in look_at_running_poller(base, settings):
-            print("-- " + text)
+    if options.word == "show":
+        return print(json_of(calc_in_full(base, options.id), indent=None if options.json else 1))
+
+    def lines_of(rows, terminal):
+        stands = ["-- " + text for good, text in look_at_running_poller(base, settings)]
+        return list_lines(rows, terminal) + stands
+    show_list(options, looks(lambda: [row_of(base, calc) for calc in on_disk(base)]), lines_of)
 
 
 def cmd_resend(options, settings, ini):
@@ -8010,6 +8019,95 @@ def print_version():
 # ==== end shared ====
 
 
+# ==== shared: table ====
+# Lists for people: columns as wide as a terminal shows them, states in the words of the README, and drawn
+# anew while they change. {state for people: (its sign, which no colour replaces; its colour on a terminal)}
+STATES = {"registered": (".", ""), "waiting": ("-", "33"), "taken": ("<", "36"), "queued": ("-", "33"),
+          "running": (">", "32"), "ended": ("=", "36"), "sending": ("=", "36"), "done": ("+", "32"),
+          "abnormal": ("!", "31"), "fetched": ("+", ""), "undelivered": ("=", "36"), "delivered": ("+", ""),
+          "kept": ("!", "31"), "lost": ("!", "31"), "out of contact": ("?", "35")}
+# the relay's, the wire's and the poller's own words for them
+STATE_WORDS = {"allowed": "waiting", "sent": "taken", "getting": "sending", "got": "done",
+               "finished": "fetched", "not start": "waiting", "sending params": "taken",
+               "complete send": "taken", "calc end": "ended", "getting return": "sending",
+               "got return": "done", "claimed": "taken", "starting": "taken"}
+LOOK_AGAIN = 1                                         # seconds between two looks of --watch
+
+
+def state_cell(word, status=""):
+    """A state in a list: its sign and its word in the reader's language."""
+    failed = status == "abnormal" and word in ("got", "got return")
+    word = "abnormal" if failed else STATE_WORDS.get(word, word)
+    return "%s %s" % (STATES.get(word, (" ",))[0], _(word))
+
+
+def width_of(text):
+    """How many columns of a terminal a text takes."""
+    if len(text) == len(utf8(text)):
+        return len(text)
+    from unicodedata import combining, east_asian_width
+    return sum(0 if combining(char) else 1 + (east_asian_width(char) in "WF") for char in text)
+
+
+def fitted(text, width):
+    """As much of a text as fits into so many columns."""
+    while width_of(text) > width:
+        text = text[:max(0, len(text) - max(1, (width_of(text) - width) // 2))]
+    return text
+
+
+def coloured(line, state):
+    """A line of a terminal with the colour of the state that stands in it as this cell."""
+    colour = next((colour for sign, colour in STATES.values() if state[:1] == sign), "")
+    if not colour or os.environ.get("NO_COLOR"):
+        return line
+    return line.replace(state, "\x1b[%sm%s\x1b[0m" % (colour, state), 1)
+
+
+def table_lines(rows, columns, terminal=0):
+    """Rows (dicts) as lines. terminal: its width; 0 where it is none."""
+    table = [[printable("" if row[name] is None else row[name]) for name in columns] for row in rows]
+    widths = [max(map(width_of, column)) for column in zip(columns, *table)]
+    lines = []
+    for row, cells in zip([{}] + rows, [columns] + table):
+        padded = (cell + " " * (width - width_of(cell)) for cell, width in zip(cells, widths))
+        line = "  ".join(padded).rstrip()
+        lines.append(coloured(fitted(line, terminal), row.get("state", "")) if terminal else line)
+    return lines
+
+
+def show_list(options, pictures, lines_of):
+    """Prints the first of pictures (an iterator of lists of rows), as JSON or as lines_of(rows, width of the
+    terminal, 0 where it is none). --watch: each as it comes, on a terminal in place, elsewhere the lines that
+    are new, until Ctrl+C."""
+    terminal, before = sys.stdout.isatty() and os.environ.get("TERM") != "dumb", []
+    try:
+        for rows in pictures:
+            import shutil
+            size = shutil.get_terminal_size()          # COLUMNS and LINES count
+            width = terminal and (size.columns if options.watch else 1 << 20)
+            lines = [json_of(rows)] if options.json else lines_of(rows, width)
+            if terminal and options.watch:
+                shown_lines = "".join(line + "\x1b[K\n" for line in lines[:size.lines - 1])
+                print("\x1b[H%s\x1b[J" % shown_lines, end="", flush=True)
+            else:
+                print("".join(line + "\n" for line in lines if line not in before), end="", flush=True)
+            before = lines
+            if not options.watch:
+                return
+    except KeyboardInterrupt:
+        if not options.watch:
+            raise
+
+
+def looks(look):
+    """An iterator for show_list(): what look() finds, again and again."""
+    while True:
+        yield look()
+        time.sleep(LOOK_AGAIN)
+# ==== end shared ====
+
+
 # ==== shared: say ====
 # How every script of the suite speaks: one line per failure, one line per step, nothing from the wire
 # unescaped.
@@ -8207,6 +8305,7 @@ OPTIONS = {
     "--param": dict(default="", metavar="TEXT",
                     help="parameters of the command, where the external computer allows them"),
     "--out": dict(nargs="+", action="append", default=[], metavar="RESULT", help="what it is to make"),
+    "--watch": dict(action="store_true", help="again and again, in place on a terminal, until Ctrl+C"),
     "--timer": dict(action="store_true", help="the timer for it: now and then instead of always"),
     "--cloud-init": dict(action="store_true", help="what a machine made on demand needs")}
 SUBCOMMANDS = {
@@ -8216,7 +8315,7 @@ SUBCOMMANDS = {
              "poll --once", "--once --drain --jobs --idle-exit"),
     "list": (on_what_is_here, "",
              "What is or was on this host: id, state, age, command; then how the poller stands.",
-             "list --json", ""),
+             "list --watch", "--watch"),
     "show": (on_what_is_here, "ID",
              "All about one calculation: order, journal, directories. Of the ID the first eight characters"
              " do.",
@@ -8435,6 +8534,22 @@ SuccessAction=poweroff
 
 # ==== Japanese ====
 JA = {                         # what a person reads, in Japanese
+    "again and again, in place on a terminal, until Ctrl+C": "Ctrl+C まで繰り返し表示します (端末では同じ場所に)",
+    "registered": "入力待ち",
+    "waiting": "実行待ち",
+    "taken": "入力転送中",
+    "queued": "順番待ち",
+    "running": "実行中",
+    "ended": "結果待ち",
+    "sending": "結果転送中",
+    "done": "正常終了",
+    "abnormal": "異常終了",
+    "fetched": "受取済み",
+    "undelivered": "未送付",
+    "delivered": "送付済み",
+    "kept": "受取拒否",
+    "lost": "打ち切り",
+    "out of contact": "連絡途絶",
     "Runs COMMAND (its word on the wire) of this host's list on files of this host, as for a calculation,"
     " without a relay: its argument vector and directory, how it ends, what would leave, what would stay and"
     " by which rule. FILE is FILE, NAME=PATH, or DIR/.":

@@ -11,6 +11,7 @@ usage: mi_system_wf.py run SITE COMMAND --in INPUT... --out RESULT... [--param T
        mi_system_wf.py result ACCEPT_ID...          fetches what is there already (elsewhere than it was
                                                     ordered: with --out RESULT...)
        mi_system_wf.py status ACCEPT_ID...          one line for each
+       mi_system_wf.py list [--all] [--watch]       all your calculations
        mi_system_wf.py explain ACCEPT_ID...         why each waits, who has to act, what to type
        mi_system_wf.py output ACCEPT_ID [--follow]  what the command has written so far (run and wait show it
                                                     as it comes, unless -q)
@@ -61,6 +62,7 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: check
   shared: ini
   shared: usage                 words and options, --help, --version
+  shared: table                 lists: columns, states in words, drawn anew
   shared: say
   tables                        words and options, keys of the ini, exit codes
   Japanese
@@ -276,6 +278,26 @@ def check_limits(limits, found):
 def register(relay, order, files, console, patience):
     """1. The relay's answer to the registration, its accept_id checked: it becomes part of URLs and file
     names."""
+    try:
+        found = relay.ask("POST", "add-calcinfo",
+                          dict(registration(order, files), request_id=order.request_id,
+                               fielded=console.fielded), patience=patience)
+    except (RelayAway, RelayRefused) as error:
+        raise stop_for(error, relay, registering=True)
+    if not ACCEPT_ID.match(str(found.get("accept_id"))):
+        raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no accept_id") % relay.url)
+    relay.fatal_kinds, relay.waits_for_token, console.accept_id = (), True, found["accept_id"]
+    known = bool(found.get("known"))
+    log("info", console.accept_id, "1 add-calcinfo", site=order.site, command=order.command,
+        inputs=len(files), known=known)
+    console.say(_("found again (request id %s)") % order.request_id if known
+                else _("registered at the relay"))
+    console.warn(found)
+    return found
+
+
+def registration(order, files):
+    """What registers a calculation, but for its request id."""
     page = page_to_send(files, 0)
     sent = without_directories(files)
     for entry, data in zip(sent, inline_data(sent)):
@@ -289,21 +311,7 @@ def register(relay, order, files, console, patience):
         for entry in sent:
             digest.update(utf8("%s/%s\n" % entry[2:4]))
         info["all_inputs"] = digest.hexdigest()
-    fields = {"v": 2, "request_id": order.request_id, "calc-info": info, "more": len(files) > PAGE,
-              "total": len(sent), "allow": True, "fielded": console.fielded}
-    try:
-        found = relay.ask("POST", "add-calcinfo", fields, patience=patience)
-    except (RelayAway, RelayRefused) as error:
-        raise stop_for(error, relay, registering=True)
-    if not ACCEPT_ID.match(str(found.get("accept_id"))):
-        raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no accept_id") % relay.url)
-    relay.fatal_kinds, relay.waits_for_token, console.accept_id = (), True, found["accept_id"]
-    known = bool(found.get("known"))
-    log("info", console.accept_id, "1 add-calcinfo", site=order.site, command=order.command,
-        inputs=len(files), known=known)
-    console.say(_("found again (request id %s)") % order.request_id if known else _("registered"))
-    console.warn(found)
-    return found
+    return {"v": 2, "calc-info": info, "more": len(files) > PAGE, "total": len(sent), "allow": True}
 
 
 def page_to_send(files, first, most=PAGE):
@@ -1096,8 +1104,7 @@ class Console:
         except OSError:
             width = 80
         try:
-            self.terminal.write("\r\x1b[K"
-                                + printable(text)[:(width - 1) // (1 if SAY["lang"] == "en" else 2)])
+            self.terminal.write("\r\x1b[K" + fitted(printable(text), width - 1))
             self.terminal.flush()
             self.drawn = True
         except (OSError, ValueError):
@@ -1477,38 +1484,11 @@ class Pool:
             return
         try:
             first_contact(self.sender, patience)
-            if self.sender.v1:
-                raise RelayRefused(404, "")
-            self.known = self.ask(self.sender, {"request_id": os.urandom(16).hex()}, patience)["known"]
-        except RelayRefused as error:
-            if error.code not in (403, 404):
-                raise stop_for(error, self.sender)
-            raise Stop(EX_USAGE, _("%s: the relay is of an older version, at which nobody can wait for many"
-                                   " calculations at once") % self.sender.url)
-        except RelayAway as error:
+            self.known = ask_list(self.sender, {"request_id": os.urandom(16).hex()}, patience)["known"]
+        except (RelayAway, RelayRefused) as error:
             raise stop_for(error, self.sender)
         for work in (self.wait_forever, self.fetch_forever):
             threading.Thread(target=work, daemon=True).start()
-
-    @staticmethod
-    def ask(relay, fields, patience=None):
-        """An answer to v2/list, as it must be. 76 if it is none."""
-        found = relay.ask("GET", "v2/list", dict(fields, v=2, all=1), fields.get("wait", 0), patience)
-        rows = found.get("calculations")
-        if not (isinstance(found.get("known"), str) and isinstance(rows, list)
-                and all(isinstance(row, dict) and ACCEPT_ID.match(str(row.get("accept_id")))
-                        for row in rows)):
-            raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no proper list") % relay.url)
-        return found
-
-    def pages(self, relay, fields, found, patience=None):
-        """Every row of a list whose first page is found, the newest first."""
-        while True:
-            for row in found["calculations"]:
-                yield row
-            if not found["calculations"] or found.get("next") is None:
-                return
-            found = self.ask(relay, dict(fields, before=found["next"]), patience)
 
     def rows_of(self, prefix, patience):
         """The rows of all calculations whose request_id begins so, the oldest first."""
@@ -1516,8 +1496,8 @@ class Pool:
             self.begin(patience)
             try:
                 fields = {"request_id": prefix}
-                first = self.ask(self.sender, fields, patience)
-                return list(self.pages(self.sender, fields, first, patience))[::-1]
+                first = ask_list(self.sender, fields, patience)
+                return list(pages_of_list(self.sender, fields, first, patience))[::-1]
             except (RelayAway, RelayRefused) as error:
                 raise stop_for(error, self.sender)
 
@@ -1569,8 +1549,8 @@ class Pool:
         """Waits for what changes, and takes it. What the relay does not know any more has its fetch say
         so."""
         there = set(self.open)                         # sooner than it is asked: all of it is registered
-        found = self.ask(self.waiter, {"known": self.known, "wait": WAIT})
-        for row in self.pages(self.waiter, {}, found):
+        found = ask_list(self.waiter, {"known": self.known, "wait": WAIT})
+        for row in pages_of_list(self.waiter, {}, found):
             self.take(row)
             there.discard(row["accept_id"])
             if found.get("whole") and not there:
@@ -1599,6 +1579,35 @@ class Pool:
         """2. once more."""
         with self.sending:
             future.resend()
+
+
+def ask_list(relay, fields, patience=None):
+    """An answer to v2/list, as it must be. 64 at a relay that knows no such call, 76 if it is none."""
+    try:
+        if relay.v1:
+            raise RelayRefused(404, "")
+        found = relay.ask("GET", "v2/list", dict({"v": 2, "all": 1}, **fields), fields.get("wait", 0),
+                          patience)
+    except RelayRefused as error:
+        if error.code not in (403, 404):
+            raise
+        raise Stop(EX_USAGE, _("%s: the relay is of an older version, which does not tell all that a user has"
+                               " there") % relay.url)
+    rows = found.get("calculations")
+    if not (isinstance(found.get("known"), str) and isinstance(rows, list)
+            and all(isinstance(row, dict) and ACCEPT_ID.match(str(row.get("accept_id"))) for row in rows)):
+        raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no proper list") % relay.url)
+    return found
+
+
+def pages_of_list(relay, fields, found, patience=None):
+    """Every row of a list whose first page is found, the newest first."""
+    while True:
+        for row in found["calculations"]:
+            yield row
+        if not found["calculations"] or found.get("next") is None:
+            return
+        found = ask_list(relay, dict(fields, before=found["next"]), patience)
 
 
 # ==== command line ====
@@ -1693,7 +1702,7 @@ def make_console(options):
     """Who is told what: a terminal all; otherwise stdout, unless it must hold one thing only; then stderr,
     but not much."""
     terminal = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else None
-    alone = options.json or options.word in ("submit", "status", "explain", "output", "cancel", "rerun")
+    alone = options.json or options.word not in ("run", "wait", "result")
     out = terminal or sys.stdout
     if alone and not terminal:
         out = CappedStream(sys.stderr)
@@ -1789,8 +1798,70 @@ def delete_waiting(relay, console):
 def cmd_run(options, relay, console):
     """run, and the fielded words."""
     found = gather_inputs(options.inputs, console.say if options.fielded else None)
+    if options.dry_run:
+        return dry_run(options, relay, found)
     result = calculate(relay, options.order, found, options.to, console, options.patience)
     return report_end(result, options.to, options, console)
+
+
+def dry_run(options, relay, found):
+    """run --dry-run: what would be sent, and what the relay says to it: without a request id it registers
+    nothing."""
+    limits, order = first_contact(relay, options.patience), options.order
+    if relay.v1:
+        raise Stop(EX_USAGE, _("%s: a fielded relay cannot do that") % "--dry-run")
+    check_limits(limits, found)
+    files = add_sums(found, Console())
+    try:
+        relay.ask("POST", "add-calcinfo", registration(order, files), patience=options.patience)
+    except RelayRefused as error:
+        if "request_id" not in str(error):
+            raise stop_for(error, relay, registering=True)
+    total = sum(entry.size for entry in files)
+    if options.json:
+        print(json_of({"site": order.site, "command": order.command, "parameters": order.parameters,
+                       "inputs": {entry.name: entry.size for entry in files}, "bytes": total,
+                       "results": order.names + order.patterns}))
+        return
+    for entry in files:
+        print(_("would send: %s (%d bytes)") % (printable(entry.name), entry.size))
+    for text in order.names + order.patterns:
+        print(_("would ask for: %s") % printable(text))
+    print(_("%d inputs, %d bytes; the relay would take it (nothing was registered)") % (len(files), total))
+
+
+def cmd_list(options, relay, console):
+    """list: this user's calculations."""
+    first_contact(relay, options.patience)
+    columns = ("accept_id", "state", "site", "registered", "exit_code", "request_id", "command", "reason")
+
+    def pictures():
+        fields, rows = {}, {}
+        while True:
+            found = ask_list(relay, fields, None if rows else options.patience)
+            rows = {} if found.get("whole") else rows
+            rows.update((row["accept_id"], row) for row in pages_of_list(relay, {}, found))
+            yield [row for row in sorted(rows.values(), key=lambda row: row.get("registered") or 0)
+                   if options.all or not row.get("fetched")]
+            relay.waits_for_token, fields = True, {"known": found["known"], "wait": WAIT}
+
+    def lines_of(rows, width):
+        return table_lines([dict(dict.fromkeys(columns), **dict(row, **cells_of(row))) for row in rows],
+                           columns, width)
+    show_list(options, pictures(), lines_of)
+
+
+def cells_of(row):
+    """What of a row of a list is told otherwise to people."""
+    state = "registered" if row.get("wait_allow", 1) is None and row.get("progress") == "not start" else str(
+        row.get("progress"))
+    cell = state_cell("fetched" if row.get("fetched") else state, row.get("status"))
+    if row.get("out_of_contact") is not None:
+        cell = "?" + cell[1:] + _(", out of contact")
+    at = row.get("registered")
+    return {"state": cell, "reason": row.get("reason") or row.get("what"),
+            "registered": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+            if type(at) in (int, float) and 0 <= at < 1 << 32 else ""}
 
 
 def cmd_submit(options, relay, console):
@@ -1984,7 +2055,8 @@ def v1_start(relay, order, found, console, patience):
     remember(relay, accept_id, order)
     log("info", accept_id, "1 add-calcinfo", site=order.site, command=order.command, inputs=len(files), v=1)
     log("info", accept_id, "2 allow-wait-calc", files=len(files))
-    console.say(_("found again (request id %s)") % order.request_id if known else _("registered"))
+    console.say(_("found again (request id %s)") % order.request_id if known
+                else _("registered at the relay"))
 
 
 def v1_check(relay, order, found, console):
@@ -4885,6 +4957,95 @@ def print_version():
 # ==== end shared ====
 
 
+# ==== shared: table ====
+# Lists for people: columns as wide as a terminal shows them, states in the words of the README, and drawn
+# anew while they change. {state for people: (its sign, which no colour replaces; its colour on a terminal)}
+STATES = {"registered": (".", ""), "waiting": ("-", "33"), "taken": ("<", "36"), "queued": ("-", "33"),
+          "running": (">", "32"), "ended": ("=", "36"), "sending": ("=", "36"), "done": ("+", "32"),
+          "abnormal": ("!", "31"), "fetched": ("+", ""), "undelivered": ("=", "36"), "delivered": ("+", ""),
+          "kept": ("!", "31"), "lost": ("!", "31"), "out of contact": ("?", "35")}
+# the relay's, the wire's and the poller's own words for them
+STATE_WORDS = {"allowed": "waiting", "sent": "taken", "getting": "sending", "got": "done",
+               "finished": "fetched", "not start": "waiting", "sending params": "taken",
+               "complete send": "taken", "calc end": "ended", "getting return": "sending",
+               "got return": "done", "claimed": "taken", "starting": "taken"}
+LOOK_AGAIN = 1                                         # seconds between two looks of --watch
+
+
+def state_cell(word, status=""):
+    """A state in a list: its sign and its word in the reader's language."""
+    failed = status == "abnormal" and word in ("got", "got return")
+    word = "abnormal" if failed else STATE_WORDS.get(word, word)
+    return "%s %s" % (STATES.get(word, (" ",))[0], _(word))
+
+
+def width_of(text):
+    """How many columns of a terminal a text takes."""
+    if len(text) == len(utf8(text)):
+        return len(text)
+    from unicodedata import combining, east_asian_width
+    return sum(0 if combining(char) else 1 + (east_asian_width(char) in "WF") for char in text)
+
+
+def fitted(text, width):
+    """As much of a text as fits into so many columns."""
+    while width_of(text) > width:
+        text = text[:max(0, len(text) - max(1, (width_of(text) - width) // 2))]
+    return text
+
+
+def coloured(line, state):
+    """A line of a terminal with the colour of the state that stands in it as this cell."""
+    colour = next((colour for sign, colour in STATES.values() if state[:1] == sign), "")
+    if not colour or os.environ.get("NO_COLOR"):
+        return line
+    return line.replace(state, "\x1b[%sm%s\x1b[0m" % (colour, state), 1)
+
+
+def table_lines(rows, columns, terminal=0):
+    """Rows (dicts) as lines. terminal: its width; 0 where it is none."""
+    table = [[printable("" if row[name] is None else row[name]) for name in columns] for row in rows]
+    widths = [max(map(width_of, column)) for column in zip(columns, *table)]
+    lines = []
+    for row, cells in zip([{}] + rows, [columns] + table):
+        padded = (cell + " " * (width - width_of(cell)) for cell, width in zip(cells, widths))
+        line = "  ".join(padded).rstrip()
+        lines.append(coloured(fitted(line, terminal), row.get("state", "")) if terminal else line)
+    return lines
+
+
+def show_list(options, pictures, lines_of):
+    """Prints the first of pictures (an iterator of lists of rows), as JSON or as lines_of(rows, width of the
+    terminal, 0 where it is none). --watch: each as it comes, on a terminal in place, elsewhere the lines that
+    are new, until Ctrl+C."""
+    terminal, before = sys.stdout.isatty() and os.environ.get("TERM") != "dumb", []
+    try:
+        for rows in pictures:
+            import shutil
+            size = shutil.get_terminal_size()          # COLUMNS and LINES count
+            width = terminal and (size.columns if options.watch else 1 << 20)
+            lines = [json_of(rows)] if options.json else lines_of(rows, width)
+            if terminal and options.watch:
+                shown_lines = "".join(line + "\x1b[K\n" for line in lines[:size.lines - 1])
+                print("\x1b[H%s\x1b[J" % shown_lines, end="", flush=True)
+            else:
+                print("".join(line + "\n" for line in lines if line not in before), end="", flush=True)
+            before = lines
+            if not options.watch:
+                return
+    except KeyboardInterrupt:
+        if not options.watch:
+            raise
+
+
+def looks(look):
+    """An iterator for show_list(): what look() finds, again and again."""
+    while True:
+        yield look()
+        time.sleep(LOOK_AGAIN)
+# ==== end shared ====
+
+
 # ==== shared: say ====
 # How every script of the suite speaks: one line per failure, one line per step, nothing from the wire
 # unescaped.
@@ -5088,6 +5249,10 @@ OPTIONS = {
                        help="cancel the calculation if it has not ended so long from now"),
     "--on-term": dict(choices=("leave", "cancel"), default="leave",
                       help="after SIGTERM: the calculation runs on (default), or ends"),
+    "--dry-run": dict(action="store_true", help="what would be sent, and whether the relay would take it;"
+                                                " nothing is registered"),
+    "--all": dict(action="store_true", help="all that are kept, finished ones too"),
+    "--watch": dict(action="store_true", help="again and again, in place on a terminal, until Ctrl+C"),
     "--reason": dict(default="", metavar="TEXT", help="why, for who looks later"),
     "--force": dict(action="store_true", help="also what is out of contact; its late result is refused"),
     "--follow": dict(action="store_true", help="as it comes, until the command ends"),
@@ -5104,7 +5269,7 @@ SUBCOMMANDS = {
             "directory; the exit code is the command's own.\n"
             "INPUT is FILE, NAME=PATH, or DIR/; RESULT a name or a pattern in quotes (* ? ** and DIR/).",
             "run u-tokyo fatigue_life --in steel.json loads.csv --out life.json",
-            "--in --out --param --request-id " + WAITS),
+            "--in --out --param --request-id --dry-run " + WAITS),
     "submit": (cmd_submit, "SITE COMMAND",
                "As run, but prints the ACCEPT_ID and does not wait.",
                "submit u-tokyo fatigue_life --in steel.json --out life.json",
@@ -5119,6 +5284,9 @@ SUBCOMMANDS = {
     "status": (cmd_status, "ACCEPT_ID...",
                "One line for each: where it is, how many are before it (explain: why).",
                "status d6d9c05a", "--patience " + TO_RELAY),
+    "list": (cmd_list, "",
+             "Your calculations at the relay, the newest last: where each is, or how it ended.",
+             "list --watch", "--all --watch --patience " + TO_RELAY),
     "explain": (cmd_explain, "ACCEPT_ID...",
                 "Why each is where it is: a sentence, who has to act, what to type, since when, what would "
                 "change it.",
@@ -5168,10 +5336,32 @@ if __name__ != "__main__":             # for those who import this file: a kind 
 
 # ==== Japanese ====
 JA = {
+    ", out of contact": "、連絡途絶",
+    "waiting": "実行待ち",
+    "taken": "入力転送中",
+    "queued": "順番待ち",
+    "ended": "結果待ち",
+    "sending": "結果転送中",
+    "fetched": "受取済み",
+    "undelivered": "未送付",
+    "delivered": "送付済み",
+    "kept": "受取拒否",
+    "lost": "打ち切り",
+    "out of contact": "連絡途絶",
     "interrupted; what was submitted goes on, and attach() finds it: %s":
         "中断しました。登録した計算は続いており、attach() で続きを受け取れます: %s",
-    "%s: the relay is of an older version, at which nobody can wait for many calculations at once":
-        "%s: 中継サーバーが古い版のため、多数の計算を一度に待つことができません",
+    "%s: the relay is of an older version, which does not tell all that a user has there":
+        "%s: 中継サーバーが古い版のため、利用者の計算をまとめて知らせることができません",
+    "again and again, in place on a terminal, until Ctrl+C": "Ctrl+C まで繰り返し表示します (端末では同じ場所に)",
+    "all that are kept, finished ones too": "残っているすべての計算 (終わったものも)",
+    "Your calculations at the relay, the newest last: where each is, or how it ended.":
+        "中継サーバーにある自分の計算を、新しいものを最後に一覧表示します (今の状態、または終わり方)。",
+    "what would be sent, and whether the relay would take it; nothing is registered":
+        "送られるものと、中継サーバーが受け付けるかどうかを示します。登録はしません",
+    "would send: %s (%d bytes)": "送るもの: %s (%d バイト)",
+    "would ask for: %s": "求める結果: %s",
+    "%d inputs, %d bytes; the relay would take it (nothing was registered)":
+        "入力 %d 件、%d バイト。中継サーバーは受け付けます (登録はしていません)",
     "%s: the relay's answer holds no proper list": "%s: 中継サーバーの返答に正しい一覧がありません",
     "Why each is where it is: a sentence, who has to act, what to type, since when, what would change it.":
         "それぞれの計算がなぜ今の所にあるのかを示します。理由、対応する人、打つべき語、いつからか、何があれば変わるか。",
@@ -5390,11 +5580,12 @@ JA = {
     "reading the inputs": "入力を読んでいます",
     "sending the inputs": "入力を送っています",
     "fetching the results": "結果を取得しています",
-    "registered": "登録しました",
+    "registered": "入力待ち",
+    "registered at the relay": "登録しました",
     "found again (request id %s)": "登録済みの計算を続けます (request id %s)",
     "waiting for the external computer": "実行待ち (外部計算機を待っています)",
     ", %d before it": "、前に %d 件",
-    ", out of contact for %d s": "、%d 秒間連絡なし",
+    ", out of contact for %d s": "、連絡途絶 (%d 秒、計算は続いている可能性があります)",
     "the relay answers again": "中継サーバーの応答が戻りました",
     "the relay refuses the token, asking on (a renewed token_file is read): %s":
         "中継サーバーがトークンを拒否しました。問い合わせを続けます (token_file を更新すれば読み直します): %s",
@@ -5402,9 +5593,9 @@ JA = {
     "done": "正常終了",
     "abnormal": "異常終了",
     "taken: its inputs are on their way": "入力転送中",
-    "taken: its inputs are there": "入力転送済み、開始待ち",
+    "taken: its inputs are there": "入力転送中 (届き終わり、開始待ち)",
     "running": "実行中",
-    "ended: its results are awaited": "計算終了、結果待ち",
+    "ended: its results are awaited": "結果待ち (計算は終わりました)",
     "sending: its results are on their way": "結果転送中",
     "%s: the token is refused (%s): get a valid one, role workflow, for this user and site":
         "%s: トークンが拒否されました (%s): この利用者と識別子に有効な、role が workflow のトークンを入手してください",

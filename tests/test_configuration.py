@@ -473,7 +473,7 @@ def test_list_and_show_tell_what_there_is_beside_a_running_relay(make_world):
     assert [row["accept_id"] for row in json.loads(tell("list", "--json"))] == [other]
     assert [row["accept_id"] for row in json.loads(tell("list", "--all", "--json"))] == [accept_id, other]
     table = tell("list", "--all").splitlines()
-    assert len(table) == 3 and table[0].startswith("accept_id") and accept_id in table[1] and "finished" in table[1] and "allowed" in table[2]
+    assert len(table) == 3 and table[0].startswith("accept_id") and accept_id in table[1] and "+ fetched" in table[1] and "- waiting" in table[2]
     row = json.loads(tell("show", accept_id, "--json"))
     assert row["state"] == "finished" and row["status"] == "completed" and row["exit_code"] == 0
     assert [(one["kind"], one["name"]) for one in row["files"]] == [("input", "計算.txt"), ("result", "r")]

@@ -210,7 +210,7 @@ def test_states_are_told_in_the_words_of_the_readme_in_both_languages(lang, monk
     told = [wf.state_words({"progress": word, "status": status}) for word in WIRE + ("running",) for status in ("none", "completed", "abnormal")]
     assert not set(told) & set(WIRE) and len(set(told)) == len(WIRE) + 2
     assert [wf.state_words({"progress": word}, fielded=True) for word in WIRE] == list(WIRE)
-    begins = {"en": ["waiting", "taken", "taken", "ended", "sending", "abnormal"], "ja": ["実行待ち", "入力転送", "入力転送", "計算終了", "結果転送", "異常終了"]}
+    begins = {"en": ["waiting", "taken", "taken", "ended", "sending", "abnormal"], "ja": ["実行待ち", "入力転送", "入力転送", "結果待ち", "結果転送", "異常終了"]}
     assert all(wf.state_words({"progress": word}).startswith(begin) for word, begin in zip(WIRE, begins[lang]))
 
 
