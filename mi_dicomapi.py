@@ -460,6 +460,7 @@ def add_calcinfo(call):
     more = bool(call["more"])
     total = check_sizes(relay, entries)
     kept = info_to_keep(info, parameters, names, patterns)
+    need = total + len(kept) + room_of_names(entries)
     print256 = hashlib.sha256(json.dumps([site, command, kept, names_and_sums(entries),
                                           call["total"]]).encode()).hexdigest()
     request_id, accept_id, now = call["request_id"], str(uuid.uuid4()), time.time()
@@ -477,7 +478,7 @@ def add_calcinfo(call):
                                why="differs", accept_id=row["accept_id"])
             return row, True
         check_free(relay, total)
-        check_quota(relay, tx, call.caller.user, site, rules, total + len(kept) + room_of_names(entries))
+        check_quota(relay, tx, call.caller.user, site, rules, need)
         seq = enter(tx, accept_id, call.caller.user, site, command, now)
         tx.db.execute("INSERT INTO calculations (seq, accept_id, user, request_id, fingerprint, site,"
                       " command, info, texts, needs_v2, state, registered, touched) VALUES (?, ?, ?, ?, ?,"
@@ -498,6 +499,8 @@ def add_calcinfo(call):
     try:
         if not relay.store.read("SELECT 1 FROM calculations WHERE user = ? AND request_id = ?",
                                 call.caller.user, request_id):
+            check_free(relay, total)                   # nothing is written for who will be refused
+            check_quota(relay, relay.store, call.caller.user, site, rules, need)
             blob = take_inline(call, accept_id, "input", info.get("parameter_files", {}), entries)
         row, known = relay.store.write(work, "add-calcinfo")
     finally:
@@ -546,13 +549,14 @@ def info_to_keep(info, parameters, names, patterns):
                        "extra": extra}, ensure_ascii=False)
 
 
-def check_quota(relay, tx, user, site, rules, total):
-    """429 when the user or the site has as many calculations as the ini lets them have."""
+def check_quota(relay, source, user, site, rules, total):
+    """429 when the user or the site has as many calculations as the ini lets them have. source: the
+    store, or tx."""
     check_unfinished(relay, user)
-    check_bytes(relay, tx, user, total)
+    check_bytes(relay, source, user, total)
     if rules["max_waiting"]:
-        waiting = tx.db.execute("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state ="
-                                " ? LIMIT ?)", (site, ALLOWED, rules["max_waiting"])).fetchone()[0]
+        waiting = source.read("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state = ?"
+                              " LIMIT ?)", site, ALLOWED, rules["max_waiting"])[0][0]
         if waiting >= rules["max_waiting"]:
             raise ApiError(429, "%d calculations wait for site %s; try again later" % (waiting, site),
                            why="max_waiting")

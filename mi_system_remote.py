@@ -3158,6 +3158,7 @@ class Presence:
                 before = self.look(before)
             except (RelayRefused, RelayAway, OSError) as error:
                 log("debug", None, "presence", error=error)
+                self.poller.told = (None, 0.0)         # it may not have arrived
                 self.relay.close()
                 time.sleep(5)
 

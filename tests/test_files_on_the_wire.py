@@ -384,6 +384,15 @@ def test_what_comes_along_with_another_sum_is_not_taken(world, wrong, code):
     assert spool_of(world, accept_id, "out") == []
 
 
+@pytest.mark.parametrize("limit", ["[limits]\ncalculations_per_user = 1", "[limits]\nbytes_per_user = 1K", "[u-test]\nmax_waiting = 1"])
+def test_what_is_refused_for_a_quota_is_not_written_to_the_disk_before(make_world, limit):
+    world = make_world(tls=False, commands=["hello"], ini=limit + "\n").start(suite.clean_env(MI_FAULT="files synced"))
+    client = world.client()
+    add(client, info(results=["r" * 50 + str(n) for n in range(12)]), allow=True)
+    status, first = client.call("POST", "add-calcinfo", {"v": 2, "request_id": "one more", "calc-info": dict(info(), parameter_files=along(SMALL))})
+    assert (status, first["why"]) == (429, limit.split()[1])
+
+
 def test_a_page_of_which_some_comes_along_waits_for_all_of_its_files(world):
     client, files = world.client(), along(SMALL)
     del files["b"]["data"]

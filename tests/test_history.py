@@ -65,7 +65,7 @@ def test_a_further_attempt_leaves_the_first_as_it_was(table):
 
 
 def test_what_is_removed_stays_in_the_history_until_its_time_and_its_number_goes_to_no_other(make_world):
-    world = make_world(tls=False, commands=["hello"], ini="[times]\nregister_for = 1s\nkeep_history = 6s\n").start()
+    world = make_world(tls=False, commands=["hello"], ini="[times]\nregister_for = 1s\nkeep_history = 1h\n").start()
     client = world.client()
     info = {"command": "hello", "remote-site": SITE, "parameters": "=HYPERLINK(1)", "parameter_files": {}, "result_files": {}}
     first = client.ok("POST", "add-calcinfo", {"v": 2, "request_id": "=1+1", "calc-info": info})["accept_id"]
@@ -74,6 +74,8 @@ def test_what_is_removed_stays_in_the_history_until_its_time_and_its_number_goes
     second = client.ok("POST", "add-calcinfo", {"v": 2, "request_id": "2", "calc-info": info, "allow": True})["accept_id"]
     assert [row["calc"] for row in world.rows("SELECT DISTINCT calc FROM events ORDER BY calc")] == [1, 2]
     assert steps(world, second) == WAY[:2]
+    world.extra = world.extra.replace("1h", "1s")      # now, and not while the lines above are read
+    world.write_ini(world.port)
     wait_until(lambda: not steps(world, first), 30, "forgotten")
     time.sleep(3)
     assert steps(world, second) == WAY[:2], "it is there still"
