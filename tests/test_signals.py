@@ -9,6 +9,7 @@ import time
 
 import pytest
 import suite
+import torture
 from suite import PYTHON, SITE, wait_until
 
 POLLER, WORKFLOW, RELAY = "mi_system_remote.py", "mi_system_wf.py", "mi_dicomapi.py"
@@ -26,7 +27,7 @@ sys.argv[0] = %r
 program.run_as_program(program.main)
 """
 with open(suite.script(POLLER), encoding="utf-8") as source:
-    POINTS = sorted(set(re.findall(r'(?<!self\.)fault\("([a-z ]+)"\)', source.read())) - {"hand over", "handed over", "control gone"}) + ["starting noted", "ended noted"]
+    POINTS = sorted(set(torture.named(source.read())) - torture.ELSEWHERE) + ["starting noted", "ended noted"]
 
 
 class Held:

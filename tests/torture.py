@@ -44,6 +44,8 @@ def named(text):
 
 AFTER_A_RESTORE = {"hand over", "handed over", "control gone"}             # test_restored_relay.py
 AFTER_AN_UPGRADE = {"old state kept"}
+AT_AN_INIT = {"relay made", "site named", "kit made", "certificate made", "enrolled"}        # test_init.py
+ELSEWHERE = AFTER_A_RESTORE | AFTER_AN_UPGRADE | AT_AN_INIT
 
 
 def fault_points(folder):
@@ -52,9 +54,9 @@ def fault_points(folder):
     for name in SCRIPTS:
         with open(os.path.join(folder, name), encoding="utf-8") as text:
             texts.append(text.read())
-    return {"relay": [name for name in named(texts[0]) if name not in AFTER_AN_UPGRADE] + [name + end for name in CALLS for end in (" received", " answered")]
+    return {"relay": [name for name in named(texts[0]) if name not in ELSEWHERE] + [name + end for name in CALLS for end in (" received", " answered")]
             + [name + end for name in JOBS for end in (" uncommitted", " committed")],
-            "poller": sorted(set(named(texts[1])) - AFTER_A_RESTORE) + [name + end for name in NOTES for end in (" unnoted", " noted")], "workflow": named(texts[2])}
+            "poller": sorted(set(named(texts[1])) - ELSEWHERE) + [name + end for name in NOTES for end in (" unnoted", " noted")], "workflow": [name for name in named(texts[2]) if name not in ELSEWHERE]}
 
 
 class Proxy(suite.Listener):
