@@ -3662,7 +3662,7 @@ def cmd_enroll(options, settings, ini):
 def enroll_once(options, keys):
     """The first start with a kit: its code becomes a token."""
     if has_code(keys["token_file"]) and not options.fielded:
-        enroll_by_file(stranger(keys), keys["token_file"], "remote", keys["site"])
+        sys.stderr.write(enroll_by_file(stranger(keys), keys["token_file"], "remote", keys["site"]))
 
 
 def stranger(keys):
@@ -7384,9 +7384,11 @@ def has_code(path):
 
 
 def enroll_by_file(relay, path, role, site=""):
-    """The first start with a kit: what enroll() needs stands in the file PATH.code, which goes then. Of
-    several processes one does it. A code that is no good any more is no matter where there is a token."""
+    """The first start with a kit: what enroll() needs stands in the file PATH.code, which goes then. A line
+    about it. Of several processes one does it. A code that is no good any more is no matter where there is a
+    token."""
     import fcntl
+    said = ""
     try:
         with open(utf8(path + ".code"), encoding="ascii", errors="replace") as text:
             if os.fstat(text.fileno()).st_mode & 0o077:
@@ -7397,15 +7399,15 @@ def enroll_by_file(relay, path, role, site=""):
             except OSError:
                 pass                                   # a file system without locks
             if has_code(path):
-                said = enroll(relay, text.read(1000), path, role, site)
+                said = "%s: %s\n" % (PROGRAM, enroll(relay, text.read(1000), path, role, site))
                 os.unlink(utf8(path + ".code"))
-                sys.stderr.write("%s: %s\n" % (PROGRAM, said))
     except FileNotFoundError:
         pass                                           # another one has done it
     except Stop as stop:
         if stop.code != EX_REFUSED or not os.path.exists(utf8(path)):
             raise
         log("warn", None, "enroll", why=stop)
+    return said
 
 
 def enroll(relay, code, path, role, site):

@@ -186,11 +186,14 @@ def run(url, site, command, inputs, outputs, parameters="", token=None, token_fi
 
 def relay_for(url, token=None, token_file="", ca_file="", client_cert="", client_key="", proxy=""):
     """The relay as a Python program names it."""
-    source = token if callable(token) else lambda: checked_token(token, "token")
+    source = token if callable(token) else lambda: token and checked_token(token, "token") or ""
+    relay = RelayClient(url, source, ca_file=ca_file, proxy=proxy, client_cert=client_cert,
+                        client_key=client_key)
     if not token:
-        source = find_token(token_file)
-    return RelayClient(url, source, ca_file=ca_file, proxy=proxy, client_cert=client_cert,
-                       client_key=client_key)
+        if has_code(token_file):
+            enroll_by_file(relay, token_file, "workflow")
+        relay.token = find_token(token_file)
+    return relay
 
 
 def order_of(site, command, inputs, outputs, parameters, request_id):
@@ -1744,7 +1747,7 @@ def relay_of_options(options):
         token = take_token(options.fielded[2])
     elif options.word != "login" and not (options.word == "check" and waits_for_enrolling(path)):
         if has_code(path) and options.word != "check":
-            enroll_by_file(relay, path, "workflow")
+            sys.stderr.write(enroll_by_file(relay, path, "workflow"))
         relay.token = find_token(path)
     return relay, ini
 
@@ -4364,9 +4367,11 @@ def has_code(path):
 
 
 def enroll_by_file(relay, path, role, site=""):
-    """The first start with a kit: what enroll() needs stands in the file PATH.code, which goes then. Of
-    several processes one does it. A code that is no good any more is no matter where there is a token."""
+    """The first start with a kit: what enroll() needs stands in the file PATH.code, which goes then. A line
+    about it. Of several processes one does it. A code that is no good any more is no matter where there is a
+    token."""
     import fcntl
+    said = ""
     try:
         with open(utf8(path + ".code"), encoding="ascii", errors="replace") as text:
             if os.fstat(text.fileno()).st_mode & 0o077:
@@ -4377,15 +4382,15 @@ def enroll_by_file(relay, path, role, site=""):
             except OSError:
                 pass                                   # a file system without locks
             if has_code(path):
-                said = enroll(relay, text.read(1000), path, role, site)
+                said = "%s: %s\n" % (PROGRAM, enroll(relay, text.read(1000), path, role, site))
                 os.unlink(utf8(path + ".code"))
-                sys.stderr.write("%s: %s\n" % (PROGRAM, said))
     except FileNotFoundError:
         pass                                           # another one has done it
     except Stop as stop:
         if stop.code != EX_REFUSED or not os.path.exists(utf8(path)):
             raise
         log("warn", None, "enroll", why=stop)
+    return said
 
 
 def enroll(relay, code, path, role, site):

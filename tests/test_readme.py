@@ -215,8 +215,8 @@ class Scene:
     def here(self, body):
         """A text of the README, for this machine."""
         body = re.sub(r"(?<![\w~.])/(etc|opt|var/lib)/", r"%s/\1/" % self.folder, body)
-        body = body.replace("/home/calc", self.home).replace(URL, self.url).replace("ipaddress = 0.0.0.0", "ipaddress = 127.0.0.1\nportnumber = %d" % self.port)
-        return body.replace("subjectAltName=DNS:relay.example.org", "subjectAltName=DNS:relay.example.org,IP:127.0.0.1")
+        body = body.replace("/home/calc", self.home).replace(URL, self.url)
+        return body.replace("--name relay.example.org", "--name 127.0.0.1:%d" % self.port)
 
     def type(self, body, background=False):
         """A text of commands, by a shell that ends at the first failure."""
@@ -230,21 +230,19 @@ class Scene:
 
     def set_up(self):
         """Both hosts, as far as the README goes; the relay is started as its unit says."""
-        for kind, body in self.parts[OPERATOR]:
-            if kind == "ini":
-                self.write("etc/mi_distributed_computing_assist.ini", self.here(body))
-            else:
-                self.type(body)
+        self.type("".join(body for kind, body in self.parts[OPERATOR] if kind == "sh"))
         start = re.search(r"^ExecStart=(.*)$", open(os.path.join(self.folder, "etc/systemd/system/mi_dicomapi.service")).read(), re.M).group(1)
         with open(os.path.join(self.folder, "relay.log"), "wb") as log:
             self.processes.append(subprocess.Popen(shlex.split(start), cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
         suite.wait_until(lambda: "listening" in open(os.path.join(self.folder, "relay.log")).read(), what="relay")
-        for name in ("cert.pem", "relay.pem"):
-            shutil.copy(os.path.join(self.folder, "etc/mi_distcomp/cert.pem"), os.path.join(self.work, name))
+        for name in ("u-tokyo.suzuki", "modules.suzuki"):        # handed over
+            shutil.copytree(os.path.join(self.folder, "var/lib/mi_distcomp/relay/kits", name), os.path.join(self.home, name))
         crontab = ""
         for kind, body in self.parts[ADMIN]:
             if kind == "ini":
-                self.write("home/.config/mi_distributed_computing_assist.ini", self.here(body), 0o600)
+                kit = os.path.join("home/u-tokyo.suzuki/mi_distributed_computing_assist.ini")
+                with open(os.path.join(self.folder, kit), encoding="utf-8") as text:
+                    self.write(kit, re.sub(r"^\[command hello\](.*\n)*", self.here(body).replace("\\", "\\\\"), text.read(), flags=re.M), 0o600)
             elif kind == "crontab":
                 crontab = re.match(r"(?:\S+ ){5}(.*)\n", body).group(1)
             else:
@@ -286,7 +284,7 @@ def test_the_notebook_of_the_readme_runs_as_it_stands(tmp_path):
         scene.set_up()
         body, = [body for section, kind, body in blocks(ENGLISH) if kind == "python"]
         scene.write("work/notebook.py", scene.here(body))
-        poller = scene.type("exec python3 ~/mi_distcomp/mi_system_remote.py poll", background=True)
+        poller = scene.type("exec python3 ~/u-tokyo.suzuki/mi_system_remote.py poll", background=True)
         scene.processes.insert(0, poller)
         said = scene.type("python3 notebook.py")
         assert sorted(re.sub(" and left .*'life.json'.*", "", line) for line in said.splitlines()[:2]) == ["coarse ended with 0", "fine ended with 0"], said
