@@ -651,7 +651,8 @@ class Results:
     ROW = struct.Struct("<BHI?QqIQQqI")
 
     def __init__(self):
-        self.rows, self.trees = [], []
+        self.rows = []                                 # bytes each: see append()
+        self.trees = []                                # the ResultTrees that they are of
 
     def __len__(self):
         return len(self.rows)
@@ -711,7 +712,10 @@ class JudgedBytes:
     __slots__ = ("tree", "real", "size", "sums")
 
     def __init__(self, tree, real, size, sums):
-        self.tree, self.real, self.size, self.sums = tree, real, size, sums
+        self.tree = tree
+        self.real = real
+        self.size = size
+        self.sums = sums
 
     @property
     def changed(self):
@@ -740,7 +744,11 @@ class JudgedReader:
     if they do not."""
 
     def __init__(self, source, fd):
-        self.source, self.fd, self.at, self.number, self.piece = source, fd, 0, -1, b""
+        self.source = source                           # the JudgedBytes
+        self.fd = fd
+        self.at = 0                                    # of the next byte
+        self.number = -1                               # of the piece in memory
+        self.piece = b""
 
     def __enter__(self):
         return self
@@ -1243,7 +1251,9 @@ class Journal:
     out."""
 
     def __init__(self, path, needed=True):
-        self.path, self.entries, line = path, [], b"\n"
+        self.path = path
+        self.entries = []
+        line = b"\n"
         if not needed and not os.path.lexists(path):
             self.torn = False
             return
@@ -1277,12 +1287,14 @@ class Journal:
 
 
 class Gate:
-    """What all runs below one base share in this process: commands {word on the wire: its section}, the
-    licences of each (`jobs`), the batch systems' queues. folder: base/.mi, bytes."""
+    """What all runs below one base share in this process. folder: base/.mi, bytes."""
 
     def __init__(self, folder, commands):
-        self.folder, self.commands = folder, commands
-        self.queues, self.running, self.licences = {}, set(), threading.Condition()
+        self.folder = folder
+        self.commands = commands                       # {word on the wire: its section}
+        self.queues = {}                               # of batch systems: {key: BatchQueue}
+        self.running = set()                           # the runs that are
+        self.licences = threading.Condition()          # of these, and of who waits for a licence (`jobs`)
 
     def begin_running(self, run, licence=False):
         """run counts as running. licence: but first it waits until fewer than `jobs` of its command do, or it
@@ -1325,7 +1337,8 @@ class GateRun:
         self.log_fields = log_fields
         self.journal = Journal(os.path.join(control, b"journal"))
         self.mark = b"MI_RUN=" + name.encode()
-        self.command, self.argv = None, []             # its section, once it is permitted or watched
+        self.command = None                            # its section, once it is permitted or watched,
+        self.argv = []                                 # and what it runs
         self.cancelled = False
         self.unkillable = []                           # pids
         self.wrapper = None                            # its Popen, if this process has started it

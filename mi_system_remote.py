@@ -661,7 +661,8 @@ class Results:
     ROW = struct.Struct("<BHI?QqIQQqI")
 
     def __init__(self):
-        self.rows, self.trees = [], []
+        self.rows = []                                 # bytes each: see append()
+        self.trees = []                                # the ResultTrees that they are of
 
     def __len__(self):
         return len(self.rows)
@@ -721,7 +722,10 @@ class JudgedBytes:
     __slots__ = ("tree", "real", "size", "sums")
 
     def __init__(self, tree, real, size, sums):
-        self.tree, self.real, self.size, self.sums = tree, real, size, sums
+        self.tree = tree
+        self.real = real
+        self.size = size
+        self.sums = sums
 
     @property
     def changed(self):
@@ -750,7 +754,11 @@ class JudgedReader:
     if they do not."""
 
     def __init__(self, source, fd):
-        self.source, self.fd, self.at, self.number, self.piece = source, fd, 0, -1, b""
+        self.source = source                           # the JudgedBytes
+        self.fd = fd
+        self.at = 0                                    # of the next byte
+        self.number = -1                               # of the piece in memory
+        self.piece = b""
 
     def __enter__(self):
         return self
@@ -1254,7 +1262,9 @@ class Journal:
     out."""
 
     def __init__(self, path, needed=True):
-        self.path, self.entries, line = path, [], b"\n"
+        self.path = path
+        self.entries = []
+        line = b"\n"
         if not needed and not os.path.lexists(path):
             self.torn = False
             return
@@ -1288,12 +1298,14 @@ class Journal:
 
 
 class Gate:
-    """What all runs below one base share in this process: commands {word on the wire: its section}, the
-    licences of each (`jobs`), the batch systems' queues. folder: base/.mi, bytes."""
+    """What all runs below one base share in this process. folder: base/.mi, bytes."""
 
     def __init__(self, folder, commands):
-        self.folder, self.commands = folder, commands
-        self.queues, self.running, self.licences = {}, set(), threading.Condition()
+        self.folder = folder
+        self.commands = commands                       # {word on the wire: its section}
+        self.queues = {}                               # of batch systems: {key: BatchQueue}
+        self.running = set()                           # the runs that are
+        self.licences = threading.Condition()          # of these, and of who waits for a licence (`jobs`)
 
     def begin_running(self, run, licence=False):
         """run counts as running. licence: but first it waits until fewer than `jobs` of its command do, or it
@@ -1336,7 +1348,8 @@ class GateRun:
         self.log_fields = log_fields
         self.journal = Journal(os.path.join(control, b"journal"))
         self.mark = b"MI_RUN=" + name.encode()
-        self.command, self.argv = None, []             # its section, once it is permitted or watched
+        self.command = None                            # its section, once it is permitted or watched,
+        self.argv = []                                 # and what it runs
         self.cancelled = False
         self.unkillable = []                           # pids
         self.wrapper = None                            # its Popen, if this process has started it
@@ -3146,7 +3159,8 @@ class Presence:
     def __init__(self, poller):
         self.poller = poller
         self.relay = poller.free_relay()
-        self.relay.pause, self.relay.on_outage = time.sleep, lambda line: None
+        self.relay.pause = time.sleep
+        self.relay.on_outage = lambda line: None
         self.version = None                            # of the relay, where only this thread has asked it
 
     def run(self):
@@ -3260,14 +3274,16 @@ class Here:
         known = [key for group in names_on_disk(base).values() for key in group if key.startswith(name)]
         if not re.match(r"[0-9a-f][0-9a-f-]{7,35}(\.\d+)?\Z", name):
             raise Stop(EX_USAGE, _("%s: not on this host (see: list)") % printable(name))
-        self.base, self.keys = base, keys
+        self.base = base
+        self.keys = keys                               # of [poller]
         self.calc = calc_named(base, name) if known else None
         self.id = self.calc.name if known else name
         self.state = self.calc.state() if known else ""
         self.runs = running_poller(base)
         self.large = any(key.startswith(name) for key in large_inputs(base))
         found = outbox_row(self.calc, self.runs) if self.state in ("undelivered", "kept") else {}
-        self.why, self.ended = found.get("why", ""), found.get("since")
+        self.why = found.get("why", "")
+        self.ended = found.get("since")
         self.what = batch_state(os.path.join(base, b".mi"), self.calc.control)[1] if self.is_queued() else ""
 
     def __getitem__(self, name):
@@ -6169,7 +6185,10 @@ class HttpConnection:
 
     def __init__(self, host, port, via, context, timeout):
         name = "[%s]" % host.partition("%")[0] if ":" in host else host.encode("idna").decode()
-        self.host, self.place, self.via, self.context = host, "%s:%d" % (name, port), via, context
+        self.host = host
+        self.place = "%s:%d" % (name, port)
+        self.via = via
+        self.context = context
         self.name = name if port == (443 if context else 80) else self.place         # the Host of requests
         self.first = via[:2] if via else (host, port)  # the other end of the first line
         self.timeout = timeout
@@ -6212,13 +6231,16 @@ class HttpAnswer:
     chunked: does it tell that itself? will_close: does the other end close the line behind it?"""
 
     def __init__(self, source):
-        self.source, self.status, turn = source, 100, 0
+        self.source = source
+        self.status = 100
+        turn = 0
         while 100 <= self.status < 200 and self.status != 101:   # 102, 103 Early Hints and their kind: go on
             version, self.status, self.reason, self.headers = read_head(source)
             turn += 1
             if turn > 100:
                 raise ConnectionError("an answer without end")
-        self.chunked, self.chunk = self.headers.get("transfer-encoding", "").lower() == "chunked", 0
+        self.chunked = self.headers.get("transfer-encoding", "").lower() == "chunked"
+        self.chunk = 0                                 # bytes of this one that are left
         told = set(self.headers.get("content-length", "").replace(" ", "").split(","))
         if self.chunked or told == {""}:
             self.length = None

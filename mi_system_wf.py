@@ -1459,7 +1459,8 @@ class Pool:
         self.todo = queue.Queue()                      # (function, its future) for the thread that fetches
         self.kind = future_kind()
         for relay in relays:
-            relay.on_outage, relay.v1 = console.tell_away, False
+            relay.on_outage = console.tell_away
+            relay.v1 = False
             relay.waits_for_token = relay is not self.sender
 
     def submit(self, order, found, to, allow_refused, patience):
@@ -3152,7 +3153,10 @@ class HttpConnection:
 
     def __init__(self, host, port, via, context, timeout):
         name = "[%s]" % host.partition("%")[0] if ":" in host else host.encode("idna").decode()
-        self.host, self.place, self.via, self.context = host, "%s:%d" % (name, port), via, context
+        self.host = host
+        self.place = "%s:%d" % (name, port)
+        self.via = via
+        self.context = context
         self.name = name if port == (443 if context else 80) else self.place         # the Host of requests
         self.first = via[:2] if via else (host, port)  # the other end of the first line
         self.timeout = timeout
@@ -3195,13 +3199,16 @@ class HttpAnswer:
     chunked: does it tell that itself? will_close: does the other end close the line behind it?"""
 
     def __init__(self, source):
-        self.source, self.status, turn = source, 100, 0
+        self.source = source
+        self.status = 100
+        turn = 0
         while 100 <= self.status < 200 and self.status != 101:   # 102, 103 Early Hints and their kind: go on
             version, self.status, self.reason, self.headers = read_head(source)
             turn += 1
             if turn > 100:
                 raise ConnectionError("an answer without end")
-        self.chunked, self.chunk = self.headers.get("transfer-encoding", "").lower() == "chunked", 0
+        self.chunked = self.headers.get("transfer-encoding", "").lower() == "chunked"
+        self.chunk = 0                                 # bytes of this one that are left
         told = set(self.headers.get("content-length", "").replace(" ", "").split(","))
         if self.chunked or told == {""}:
             self.length = None
