@@ -3523,6 +3523,7 @@ class Sweeper:
 
     def __init__(self, relay):
         self.relay = relay
+        self.history_due = 0.0                         # monotonic
         self.lap = time.monotonic()                    # when it was at work last
 
     def sweep_forever(self):
@@ -3597,18 +3598,22 @@ class Sweeper:
                 log("info", row["accept_id"], "removed", state=row["state"], user=row["user"])
                 remove_tree(self.relay.store.spool(row["accept_id"], ""))
                 self.relay.news.tell(row["accept_id"], row["user"])
-        self.sweep_history(now - times["keep_history"])
+        if monotonic >= self.history_due:
+            self.sweep_history(now - times["keep_history"],
+                               monotonic + min(3600, times["keep_history"] / 100))
         self.relay.quotas.recount()
         self.relay.meter.count_stored()
         self.relay.store.make_ballast()
 
-    def sweep_history(self, oldest):
+    def sweep_history(self, oldest, then):
         """Forgets the steps of calculations that are removed and had their last step before `oldest`, and
-        what is more than HISTORY calculations ago."""
+        what is more than HISTORY calculations ago. That looks at all of the history: `then` is soon enough
+        (time.monotonic()) for the next look, unless there is more to forget."""
         gone = self.relay.store.read(
             "SELECT seq FROM past WHERE (registered < ? AND NOT EXISTS (SELECT 1 FROM events WHERE calc = seq"
             " AND at >= ?) OR seq < (SELECT MAX(seq) FROM past) - ?) AND seq NOT IN (SELECT seq FROM"
             " calculations) LIMIT 1000", oldest, oldest, HISTORY)
+        self.history_due = then if len(gone) < 1000 else 0.0
         if gone:
             numbers = [(row["seq"],) for row in gone]
             self.relay.store.write(lambda tx: [

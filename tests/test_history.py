@@ -65,7 +65,7 @@ def test_a_further_attempt_leaves_the_first_as_it_was(table):
 
 
 def test_what_is_removed_stays_in_the_history_until_its_time_and_its_number_goes_to_no_other(make_world):
-    world = make_world(tls=False, commands=["hello"], ini="[times]\nregister_for = 1s\nkeep_history = 1h\n").start()
+    world = make_world(tls=False, commands=["hello"], ini="[times]\nregister_for = 1s\nkeep_history = 10m\n").start()
     client = world.client()
     info = {"command": "hello", "remote-site": SITE, "parameters": "=HYPERLINK(1)", "parameter_files": {}, "result_files": {}}
     first = client.ok("POST", "add-calcinfo", {"v": 2, "request_id": "=1+1", "calc-info": info})["accept_id"]
@@ -74,11 +74,25 @@ def test_what_is_removed_stays_in_the_history_until_its_time_and_its_number_goes
     second = client.ok("POST", "add-calcinfo", {"v": 2, "request_id": "2", "calc-info": info, "allow": True})["accept_id"]
     assert [row["calc"] for row in world.rows("SELECT DISTINCT calc FROM events ORDER BY calc")] == [1, 2]
     assert steps(world, second) == WAY[:2]
-    world.extra = world.extra.replace("1h", "1s")      # now, and not while the lines above are read
+    world.extra = world.extra.replace("10m", "1s")      # now, and not while the lines above are read
     world.write_ini(world.port)
     wait_until(lambda: not steps(world, first), 30, "forgotten")
     time.sleep(3)
     assert steps(world, second) == WAY[:2], "it is there still"
+
+
+def test_the_whole_history_is_looked_through_once_an_hour_and_not_every_minute(tmp_path):
+    looks = []
+    store = type("Store", (), {"read": lambda self, sql, *values: looks.append("FROM past" in sql) or (), "make_ballast": lambda self: None})()
+    times = {key: 86400.0 * 180 for key in ("keep_history", "register_for", "keep_fetched", "keep_results")}
+    nothing = type("Nothing", (), {"stamps": {}, "recount": lambda self: None, "count_stored": lambda self: None})()
+    sweeper = relay.Sweeper(type("Relay", (), {"conf": {"times": times}, "uploads": {}, "claims": nothing, "quotas": nothing, "meter": nothing, "store": store})())
+    for keep, most in ((86400.0 * 180, 1), (0.0, 3)):
+        times["keep_history"], sweeper.history_due = keep, 0.0
+        del looks[:]
+        for _turn in range(3):
+            sweeper.sweep_old(time.time())
+        assert sum(looks) == most
 
 
 def test_history_chooses_by_time_site_and_user_and_no_cell_is_a_formula(make_world):
