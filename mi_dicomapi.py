@@ -9150,7 +9150,7 @@ PAGE_HTML = r"""<!DOCTYPE html>
 <a class="skip" href="#main" id="skip"></a>
 <header>
 <div class="bar"><h1 id="title">Distributed calculations</h1><nav id="nav"></nav>
-<span class="end asof" id="asof"></span><button class="plain" id="lang" type="button"></button>
+<span class="end asof" id="asof"></span><button class="plain" id="maint" type="button" hidden></button><button class="plain" id="lang" type="button"></button>
 <button class="plain" id="leave" type="button" hidden></button></div>
 <div class="bar" id="head" hidden></div>
 </header>
@@ -9235,6 +9235,7 @@ svg{display:block}
 .why{border-left:4px solid var(--soft);background:var(--panel);padding:10px 16px;
 margin:0 0 14px;max-width:76em}
 .why p{margin:2px 0}
+.why .first::first-letter{text-transform:uppercase}
 .why .first{font-size:16px;font-weight:600;overflow-wrap:anywhere;word-break:break-word}
 .why.person{border-color:var(--warn)}
 code.type{display:inline-block;background:var(--ground);border:1px solid var(--line);border-radius:4px;
@@ -9655,6 +9656,8 @@ function header() {
   $('lang').lang = S.lang ? 'en' : 'ja';
   set($('leave'), _('leave'));
   $('leave').hidden = !S.token;
+  set($('maint'), _('maint'));
+  $('maint').hidden = !inside || S.may !== 'all';
   $('nav').hidden = $('head').hidden = !inside;
   $('nav').setAttribute('aria-label', _('views'));
   const as = $('asof'), at = inside ? clock(S.at + S.skew) : '';
@@ -9666,9 +9669,7 @@ function header() {
     to]) => () =>
     h('a', {href: to, 'aria-current': here === to.slice(2) ? 'page' : null}, _(key))));
   const head = S.data.head;
-  put($('head'), JSON.stringify(head) + S.lang + S.may, () => verdict(head), () => disk(head),
-    () => S.may === 'all' ? h('button', {class: 'plain end', type: 'button', id: 'maint',
-      onclick: maintain}, _('maint')) : '');
+  put($('head'), JSON.stringify(head) + S.lang, () => verdict(head), () => disk(head));
 }
 function verdict(head) {
   const links = {starved: '#/sites', away: '#/calculations?show=needs',
@@ -10159,6 +10160,7 @@ $('lang').addEventListener('click', () => {
   if (S.data) { draw(); header(); } else login('');
   $('lang').focus();
 });
+$('maint').addEventListener('click', maintain);
 $('leave').addEventListener('click', () => login(_('left'), true));
 $('skip').addEventListener('click', (event) => { event.preventDefault(); $('main').focus(); });
 document.addEventListener('visibilitychange', () => {

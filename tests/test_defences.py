@@ -130,6 +130,19 @@ def other_user(scene):
     return scene.mallory.call("GET", "calc-progress", {"v": 2, "accept_id": accept_id})[0] == 404
 
 
+def only_looks(scene):
+    """A viewer who is a workflow side, too, cancels nothing of others."""
+    accept_id = scene.someone().register("hello", allow=False)
+    client = scene.world.client(scene.world.issue("eve", "--roles", "viewer,workflow"))
+    return client.call("POST", "cancel-wait-calc", {"v": 2, "accept_id": accept_id})[0] == 404 and client.ok("GET", "v2/explain", {"v": 2, "accept_id": accept_id})
+
+
+def another_page(scene):
+    """What a browser sends for another page than the relay's own: behind a gateway with a cookie it would come in its user's name."""
+    client = scene.relay().client()
+    return client.raw("POST", "v2/maintenance", b"{}", {"Origin": "https://evil.example"})[1].find(b'"origin"') > 0
+
+
 def other_site(scene):
     world = scene.relay()
     token = world.issue("alice", "--sites", "u-other")
@@ -322,7 +335,9 @@ DEFENCES = {
     "names of the logs": (names([LOGS[0]]), [(RELAY, "        if any(now[1][:1] == nfc_parts(word) for word in reserved):\n", "        if False:\n")]),
     "expired tokens": (expired, [(RELAY, "found is not None and found.expires > now", "found is not None")]),
     "roles": (role, [(RELAY, "        if call.route.role:\n            call.check_role", "        if False:\n            call.check_role")]),
-    "another user": (other_user, [(RELAY, 'if (row["user"] == call.caller.user or OPERATOR in call.caller.roles)\n             and ', "if ")]),
+    "another user": (other_user, [(RELAY, 'if (row["user"] == call.caller.user or all_users & call.caller.roles)\n             and ', "if ")]),
+    "who only looks": (only_looks, [(RELAY, "{OPERATOR, VIEWER} if reading else {OPERATOR}", "{OPERATOR, VIEWER}")]),
+    "another page": (another_page, [(RELAY, "        check_origin(call)\n", "")]),
     "another site": (other_site, [(RELAY, "    check_site(call, site)\n    relay.fielded.v1_sites", "    relay.fielded.v1_sites")]),
     "another site, fielded": (fielded_other_site, [(RELAY, 'return found[0] if found and token_covers(call.caller, found[0]["site"]) else None', "return found[0] if found else None")]),
     "fielded bodies before they come": (fielded_body, [(RELAY, "                check(call, self.length + call.relay.quotas.arriving[self.user])\n", "")]),
