@@ -9150,7 +9150,8 @@ PAGE_HTML = r"""<!DOCTYPE html>
 <a class="skip" href="#main" id="skip"></a>
 <header>
 <div class="bar"><h1 id="title">Distributed calculations</h1><nav id="nav"></nav>
-<span class="end asof" id="asof"></span><button class="plain" id="maint" type="button" hidden></button><button class="plain" id="lang" type="button"></button>
+<span class="end asof" id="asof"></span><button class="plain" id="maint" type="button" hidden></button>
+<button class="plain" id="lang" type="button"></button>
 <button class="plain" id="leave" type="button" hidden></button></div>
 <div class="bar" id="head" hidden></div>
 </header>
