@@ -13,8 +13,7 @@ usage: mi_system_remote.py poll [--once] [--drain] [--jobs N] [--idle-exit SECON
        mi_system_remote.py metrics | pause | resume      figures; takes nothing new until resume
        mi_system_remote.py outbox | resend ID   results that wait: since when, why, next try; tries now
        mi_system_remote.py try COMMAND [FILE...]     runs one of the list on files of this host, without relay
-       mi_system_remote.py check [--upgrade]    looks at this host and the way to the relay: OK, WARN or FAIL,
-                                                and what to do; --upgrade: at what another version has left
+       mi_system_remote.py check [--upgrade] | bundle FILE      is all well here; packs what support needs
        mi_system_remote.py unit [--once | --timer | --cloud-init]     prints a systemd unit, or what it needs
        mi_system_remote.py login [USER] | enroll | hello SITE     a token: by password, by a kit's code; a trial
 options: --ini FILE  --json  -q  -v  --version  --help
@@ -64,6 +63,7 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: lean                  what runs for long gives back what its start took
   shared: ini
   shared: usage                 words and options, --help, --version
+  shared: bundle                what support needs to see, without secrets
   shared: table                 lists: columns, states in words, drawn anew
   shared: say
   tables                        words and options, keys of the ini
@@ -3685,6 +3685,27 @@ def stranger(keys):
     """The relay of [poller] for whoever has no token yet."""
     return RelayClient(keys["url"], lambda: "",
                        **{key: keys[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
+
+
+def cmd_bundle(options, settings, ini):
+    """bundle: what support needs to see of this poller."""
+    keys, base = settings["poller"], open_base(settings["poller"]["calc_base"])
+    rows = [dict(row_of(base, calc), journal=calc.whole_journal())
+            for calc in list(on_disk(base))[-BUNDLE_CALCULATIONS:]]
+    options.json = True
+    parts = {"versions.txt": said_by(print_version) + system_words(),
+             "check.json": said_by(cmd_check, options),
+             "ini.txt": ini_without_secrets(ini) if ini else "", "log.txt": end_of_log(keys["logfile"]),
+             "outbox.json": said_by(cmd_outbox, base, True),
+             "calculations.json": "".join(json_of(row) + "\n" for row in rows)}
+    secrets = {"client_key": secret_lines(keys["client_key"]) if keys["client_key"] else []}
+    if keys["token_file"] or {"CREDENTIALS_DIRECTORY", "MI_DISTCOMP_TOKEN"} & set(os.environ):
+        secrets["token"] = [utf8(find_token("", keys["url"], keys, False)())]
+    password = re.search(r"//[^/@]*:([^/@]+)@", keys["proxy"])
+    if password:
+        from urllib.parse import unquote_to_bytes
+        secrets["proxy"] = [utf8(password.group(1)), unquote_to_bytes(password.group(1))]
+    write_bundle(options.file, parts, lambda data: secrets_in(data, secrets))
 
 
 def cmd_unit(options, settings, ini):
@@ -8044,6 +8065,119 @@ def print_version():
 # ==== end shared ====
 
 
+# ==== shared: bundle ====
+# For support: what somebody else needs to see, in one tar.gz. What goes in is listed by the script's word
+# `bundle`, and nothing else does. Before it is written, all of it is searched for the secrets that this host
+# knows, by their value: one that is found keeps all of it from being written.
+BUNDLE_TAIL = 256 << 10                                # bytes of the end of a log
+BUNDLE_CALCULATIONS = 500                              # the newest
+# keys of the ini whose values stay away: they are secrets, or say what is one
+LEFT_OUT = re.compile(r"(proxy|env\..*|deny_.*|allow_names|argument\..*|input_names|secrets)\Z")
+
+
+def forms_of(secret):
+    """A secret (bytes) as it may stand in a text: as it is, in base64 (wherever that begins), in hex, as in a
+    URL."""
+    import base64
+    from urllib.parse import quote
+    found = {secret, secret.hex().encode(), quote(secret, "").encode(),
+             b"".join(b"%%%02x" % byte for byte in secret)}
+    for shift in range(3):                             # only the characters that it alone makes
+        text = base64.b64encode(b"\0" * shift + secret).rstrip(b"=")
+        text = text[(shift * 8 + 5) // 6:len(text) - ((shift + len(secret)) % 3 > 0)]
+        found |= {text, text.replace(b"+", b"-").replace(b"/", b"_")}
+    return {form.lower() for form in found}
+
+
+def secrets_in(data, secrets):
+    """The names of those secrets {name: its values, bytes} of which one stands in data, in any form, also
+    broken into lines. (Small and large letters are one: better one hit too many.)"""
+    looked_at = data.lower() + b"\0" + re.sub(rb"\s+", b"", data.lower())
+    return sorted({name for name, values in secrets.items() for value in values
+                   if any(form in looked_at for form in forms_of(value))})
+
+
+def secret_lines(path):
+    """Lines of a file with a key, each as a secret; none if it cannot be read."""
+    try:
+        with open(utf8(path), "rb") as text:
+            return [line.strip() for line in text if len(line.strip()) > 15 and not line.startswith(b"-----")]
+    except OSError:
+        return []
+
+
+def ini_without_secrets(path):
+    """The ini without comments, and without the values that stay away."""
+    import configparser
+    parser = configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#", ";"),
+                                          inline_comment_prefixes=("#",), strict=False)
+    parser.optionxform = str
+    with open(utf8(path), encoding="utf-8", errors="replace") as text:
+        parser.read_file(text)
+    lines = []
+    for section in parser.sections():
+        lines += ["[%s]" % section]
+        lines += ["%s = %s" % (key, "(left out)" if LEFT_OUT.match(key) else value.replace("\n", "\n    "))
+                  for key, value in parser.items(section)]
+    return "\n".join(lines) + "\n"
+
+
+def end_of_log(path):
+    """The end of a log; where there is none, where else to look."""
+    if not path:
+        return "no logfile is set: the log is in the journal (journalctl), or on the terminal\n"
+    try:
+        with open(utf8(path), "rb") as text:
+            text.seek(max(0, os.fstat(text.fileno()).st_size - BUNDLE_TAIL))
+            return text.read().decode("utf-8", "replace")
+    except OSError as error:
+        return "%s: %s\n" % (path, error.strerror)
+
+
+def said_by(work, *words):
+    """What work() prints, or why it cannot."""
+    import contextlib
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            work(*words)
+        except (Stop, OSError) as error:
+            print(error)
+    return out.getvalue()
+
+
+def system_words():
+    """Python, kernel, locale, limits."""
+    import resource
+    return "%s\n%s\nuid %d, %s, locale %s, open files %s\n" % (
+        sys.version, " ".join(os.uname()), os.geteuid(), time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        os.environ.get("LC_ALL") or os.environ.get("LANG"), resource.getrlimit(resource.RLIMIT_NOFILE))
+
+
+def write_bundle(path, parts, look):
+    """Writes parts {name: text} as tar.gz, with a list of them, and says what is in it. look(bytes): the
+    names of secrets in it: 77 with them, and nothing is written. 64 if there is something already."""
+    import tarfile
+    parts = {name: text.encode("utf-8", "backslashreplace") for name, text in parts.items()}
+    parts["MANIFEST"] = "".join("%9d  %s\n" % (len(data), name) for name, data in parts.items()).encode()
+    for name, data in parts.items():
+        hits = look(data)
+        if hits:
+            raise Stop(EX_REFUSED, _("%s was not written: in %s stands a secret of this host: %s")
+                       % (path, name, ", ".join(hits)))
+    try:
+        out = os.open(utf8(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise Stop(EX_USAGE, _("%s is there already") % path)
+    with open(out, "wb") as raw, tarfile.open(fileobj=raw, mode="w:gz") as tar:
+        for name, data in parts.items():
+            entry = tarfile.TarInfo("bundle/" + name)
+            entry.size, entry.mtime, entry.mode = len(data), int(time.time()), 0o600
+            tar.addfile(entry, io.BytesIO(data))
+    print(parts["MANIFEST"].decode() + _("%s is written; look at it before you give it away") % path)
+# ==== end shared ====
+
+
 # ==== shared: table ====
 # Lists for people: columns as wide as a terminal shows them, states in the words of the README, and drawn
 # anew while they change. {state for people: (its sign, which no colour replaces; its colour on a terminal)}
@@ -8377,6 +8511,11 @@ SUBCOMMANDS = {
               "For trying, as a command of the ini: reads the inputs, says their names, sizes and sums, and"
               " makes hello.txt of it.",
               "hello u-tokyo", ""),
+    "bundle": (cmd_bundle, "FILE",
+               "Packs what support needs into FILE (tar.gz): versions, check, the ini without secrets, the"
+               " end of the log, the calculations. A secret that this host knows keeps it from being"
+               " written.",
+               "bundle support.tar.gz", ""),
     "unit": (cmd_unit, "",
              "Prints a systemd unit for this user and this ini.",
              "unit >mi_system_remote.service", "--once --timer --cloud-init"),
@@ -8559,6 +8698,16 @@ SuccessAction=poweroff
 
 # ==== Japanese ====
 JA = {                         # what a person reads, in Japanese
+    "%s was not written: in %s stands a secret of this host: %s":
+        "%s は書き出していません。%s にこの計算機の秘密が含まれています: %s",
+    "%s is there already":
+        "%s はすでにあります",
+    "%s is written; look at it before you give it away":
+        "%s を書き出しました。渡す前に中を確かめてください",
+    "Packs what support needs into FILE (tar.gz): versions, check, the ini without secrets,"
+    " the end of the log, the calculations. A secret that this host knows keeps it from being written.":
+        "サポートに必要なものを FILE (tar.gz) にまとめます: 版、check の結果、秘密を除いた ini、ログの"
+        "末尾、計算の一覧。この計算機が知る秘密が含まれる場合は書き出しません。",
     "again and again, in place on a terminal, until Ctrl+C": "Ctrl+C まで繰り返し表示します (端末では同じ場所に)",
     "registered": "入力待ち",
     "waiting": "実行待ち",
