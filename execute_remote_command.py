@@ -6729,7 +6729,8 @@ def run_as_program(main):
 # ==== shared: ini ====
 # One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default, ...)}}.
 INI_NAME = "mi_distributed_computing_assist.ini"
-SECTIONS = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
+SECTIONS = ("Server", "limits", "times", "notify", "RemoteSites", "workflow", "poller", "outbound", "ssh",
+            "ssh guard")
 
 
 def seconds(text):

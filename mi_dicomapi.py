@@ -27,6 +27,7 @@ usage: mi_dicomapi.py init --name HOST[:PORT]... --site SITE --user USER [--comm
                                                  is brought to its end
        mi_dicomapi.py page-link [USER] [--roles R,R] [--sites S,S]       opens the page, once
        mi_dicomapi.py backup DIR | restore DIR
+       mi_dicomapi.py notify [--test]            tells people by a hook of yours what they should know
 options: --ini FILE  --json  -q  -v  --version  --help      (of an ACCEPT_ID, the first eight characters do)
 
 exit codes: 0 done, 64 usage, 66 an input is missing, 69 unavailable (port in use), 70 bug, 74 input/output or
@@ -52,6 +53,7 @@ contents (grep -n '^# ====' prints them with their lines):
   configuration                 the ini as a whole, certificates
   start and command line
   operator                      the words for people: token, user, check, unit, list, show, cancel, backup
+  notify                        who has to be told what, by the owner's hook
   init                          from nothing to two hosts: a relay, its certificate, kits
   fielded                       the protocol of before ("v1"), for programs that still speak it
   demo
@@ -246,6 +248,7 @@ COUNT = range(1 << 62)
 FIELDS = {
     "accept_id": Field(str, "", "which calculation"),
     "allow": Field(None, None, "true: step 2 at once, where no input is left to be sent"),
+    "after": Field(int, -1, "the number of the last step that is known; -1: from now on"),
     "all": Field(None, None, "true: finished ones, too"),
     "before": Field(int, 1 << 62, "`next` of the page before", COUNT),
     "calc-info": Field(dict, None, "what is to be done: 2.6"),
@@ -353,6 +356,7 @@ def routes():
         ("GET", "v2/list"): route(WORKFLOW, list_own, "[request_id] [known] [wait] [before] [all]"),
         ("POST", "heartbeat"): route(REMOTE, heartbeat, "calcs [site_id] [poller] [wait] [presence]"),
         ("GET", "metrics"): route(METRICS, metrics),
+        ("GET", "v2/conditions"): route(VIEWER, conditions, "[after] [known] [wait]"),
         ("GET", "get-calcinfo"): route(OPERATOR, get_calcinfo),
         ("POST", "reload-ini"): route(OPERATOR, reload_ini),
         ("GET", "v2/board"): route(WORKFLOW, board, "[view] [accept_id] [show] [site] [find] [before] [first]"
@@ -1071,8 +1075,9 @@ def cancel_wait_calc(call):
     """Cancels: at once what nobody has claimed; what is claimed when its holder, told by the heartbeat, has
     stopped it. Whoever comes first decides: 409 with why=ended after calc-end."""
     row = calculation_of_caller(call)
-    who = "the workflow side" if call.caller.user == row["user"] else "an operator"
-    reason = "cancelled: " + (printable(call["reason"])[:200] or "by " + who)
+    by = "by the workflow side" if call.caller.user == row["user"] else "by an operator"
+    why = printable(call["reason"])[:200]
+    reason = "cancelled: " + ("%s (%s)" % (why, by) if why and by == "by an operator" else why or by)
     if row["state"] in RETURNING + OVER:
         if row["reason"].startswith("cancelled"):
             return {"message": "cancelled", "ended": True}
@@ -1128,7 +1133,8 @@ def rerun(call):
     def work(tx):
         told = {"missing": "{}", "refused": "{}", "verdicts": "{}"}
         count_reasons(tx, row["seq"], told)
-        done = move(call.relay, tx, step, row, status="none", reason="", claim=None, take=None, cancel=None,
+        done = move(call.relay, tx, step, row, allowed=time.time(), status="none", reason="", claim=None,
+                    take=None, cancel=None,
                     protocol=0, exit_code=None, signal=None, started=None, ended=None, got=None, results=0,
                     results_open=0, results_more=0, manifest=None, report="{}", **told)
         if not done:
@@ -2700,9 +2706,11 @@ CAUSES = [
     Cause("lost", STARTER, "it was given up: %(reason)s", AGAIN, RERUN,
           lambda f: f.is_got("lost", "ended by an operator"), "touched"),
     Cause("refused", ADMIN, "the external computer has not run it: %(reason)s", CHECK, RERUN,
-          lambda f: f.is_got("refused", "input:", "disk:"), "touched"),
+          lambda f: f.is_got("refused", "input:", "disk:", "could not be started"), "touched"),
+    Cause("timeout", STARTER, "it ran for longer than the external computer lets it ([command] timeout), and"
+          " was ended there", RESULT, RERUN, lambda f: f.is_got("timeout"), "touched"),
     Cause("failed", STARTER, "its command ended with %(code)s; that is the command's own end: its two logs"
-          " say why", RESULT, RERUN, lambda f: f.is_got("") and f.code is not None, "touched"),
+          " say why", RESULT, RERUN, lambda f: f.is_got("exit code") and f.code is not None, "touched"),
     Cause("abnormal", STARTER, "it ended abnormally: %(reason)s", RESULT, RERUN, lambda f: f.is_got(""),
           "touched"),
     Cause("relay-disk", OPERATOR, "the relay's disk has no room for what is to come",
@@ -2746,14 +2754,14 @@ CAUSES = [
           "room in its calc_base (keep_free)", lambda f: f.waits_for("disk"), "told"),
     Cause("drain", ADMIN, "the poller of site %(site)s takes nothing new: it brings to its end what is there"
           " (--drain)", POLL, "a start without --drain", lambda f: f.waits_for("drain"), "told"),
-    Cause("once", ADMIN, "the poller of site %(site)s asks only when it is started (--once)",
-          POLL + " --once", "its next start (cron)",
-          lambda f: f.waits_for("once") and f.now - f.poller.at > 2, "heard"),
-    Cause("busy", NOBODY, "site %(site)s is busy with %(busy)s of %(jobs)s, and %(ahead)s are before it", "",
-          "the end of one of them", lambda f: f.waits_for("busy"), "told"),
     Cause("too-large", ADMIN, "its inputs need %(need)s, and the external computer %(site)s has room for"
           " %(room)s", CHECK, "room in its calc_base (keep_free)",
           lambda f: f.waits_for("open", "once") and f.bytes > f.told.get("free", 1 << 60), "allowed"),
+    Cause("once", ADMIN, "the poller of site %(site)s asks only when it is started (--once)",
+          POLL + " --once", "its next start (cron)",
+          lambda f: f.waits_for("once"), "heard"),
+    Cause("busy", NOBODY, "site %(site)s is busy with %(busy)s of %(jobs)s, and %(ahead)s are before it", "",
+          "the end of one of them", lambda f: f.waits_for("busy"), "told"),
     Cause("needs-v2", ADMIN, "the poller of site %(site)s is a fielded one and is not shown this: it takes no"
           " parameters, patterns, directories in inputs' names, or more than 2 GiB", POLL,
           "the new poller there", lambda f: f.waits_for("fielded") and f.row["needs_v2"], "allowed"),
@@ -3118,6 +3126,149 @@ def backed_up(store):
         return round(os.stat(os.path.join(utf8(store.folder), b"backed-up")).st_mtime, 3)
     except OSError:
         return 0
+
+
+# What `notify` tells people, by kind: whom (operators; admins, of a site; researchers, of what is theirs), in
+# which words, and what they type.
+OPERATORS, ADMINS, RESEARCHERS = "operators", "admins", "researchers"
+Condition = collections.namedtuple("Condition", "to text command")
+CONDITIONS = {
+    "relay": Condition(OPERATORS, "the relay does not answer: %(why)s", "systemctl status mi_dicomapi"),
+    "disk": Condition(OPERATORS, "the relay's disk has %(free)s left; with less than %(keep)s it takes"
+                      " nothing new", "mi_dicomapi.py check"),
+    "certificate": Condition(OPERATORS, "the relay's certificate (%(what)s) ends on %(day)s",
+                             "mi_dicomapi.py check"),
+    "backup": Condition(OPERATORS, "the last backup of the relay was made on %(day)s",
+                        "mi_dicomapi.py backup DIR"),
+    "no-backup": Condition(OPERATORS, "no backup of the relay was made yet", "mi_dicomapi.py backup DIR"),
+    "silent": Condition(OPERATORS, "the pollers of site %(site)s do not ask any more",
+                        "mi_dicomapi.py sites"),
+    "outbox": Condition(ADMINS, "%(count)d results of site %(site)s could not be delivered, the oldest since"
+                        " %(day)s", "mi_system_remote.py outbox"),
+    "token": Condition(ADMINS, "the token of user %(user)s for %(what)s ends on %(day)s",
+                       "mi_dicomapi.py token issue"),
+    "waits": Condition(RESEARCHERS, "%(count)d calculations of user %(user)s wait for site %(site)s since"
+                       " %(day)s: %(why)s", "mi_system_wf.py explain %(id)s"),
+    "ended": Condition(RESEARCHERS, "%(id)s (%(what)s on %(site)s) has ended: %(why)s",
+                       "mi_system_wf.py explain %(id)s")}
+DAYS_BEFORE = (30, 7, 1, 0)    # days before an end on which it is told, each once
+CONDITIONS_EVERY = 5           # seconds between two looks for whoever waits for conditions
+ENDS = tuple(step.name for step in STEPS if step.to == GOT)
+
+
+def in_words(kind, facts):
+    """{language: text} of a condition."""
+    text = CONDITIONS[kind].text
+    return {"en": printable(text % facts), "ja": printable(JA.get(text, text) % facts)}
+
+
+def condition(kind, name="", since=None, level=1, why="", **facts):
+    """A condition that holds: its key, whom it concerns, since when, in words. A higher level is told anew.
+    why: a text, or that of a cause in both languages."""
+    facts = dict({"site": "", "user": "", "id": ""}, **facts)
+    why = why if isinstance(why, dict) else {"en": why, "ja": why}
+    text = {lang: in_words(kind, dict(facts, why=why[lang]))[lang] for lang in why}
+    return {"key": kind + (name and ":" + name), "kind": kind, "to": CONDITIONS[kind].to,
+            "site": facts["site"], "user": facts["user"], "since": since, "level": level, "text": text,
+            "command": CONDITIONS[kind].command % facts}
+
+
+def conditions(call):
+    """For `notify`: what holds now that somebody should know, and what has ended since `after` (the number of
+    a step; -1: from now on). Waits for either to be another."""
+    ended, after = ends_since(call.relay, call["after"])
+    found = conditions_of(call.relay)
+    stamp = "%x" % binascii.crc32(json.dumps([(one["key"], one["level"]) for one in found]).encode("utf-8"))
+    if not ended and stamp == call["known"] and time.monotonic() < call.until:
+        return Park(("conditions",))
+    return {"message": "conditions", "conditions": found, "ended": ended, "after": after, "known": stamp}
+
+
+def ends_since(relay, after):
+    """(what calculations have come to their end in steps behind `after`, at most 500; the number of the last
+    step that was looked at)."""
+    last = relay.store.read("SELECT MAX(rowid) FROM events")[0][0] or 0
+    if not 0 <= after <= last:                         # a new one, or of a state_dir that was before this
+        return [], last
+    rows = relay.store.read("SELECT events.rowid, past.accept_id, past.user, past.site, past.command, status,"
+                            " exit_code, at FROM events JOIN past ON past.seq = calc LEFT JOIN calculations"
+                            " ON calculations.seq = calc WHERE events.rowid > ? AND step IN (%s) ORDER BY"
+                            " events.rowid LIMIT 500" % ", ".join("?" * len(ENDS)), after, *ENDS)
+    found = []
+    for row in rows:
+        code = "" if row["exit_code"] is None else " (%d)" % row["exit_code"]
+        found.append(condition("ended", row["accept_id"], row["at"], id=row["accept_id"], site=row["site"],
+                               user=row["user"], what=row["command"], why=(row["status"] or "?") + code))
+    return found, rows[-1][0] if len(rows) == 500 else last
+
+
+def conditions_of(relay):
+    """All that hold now."""
+    now, store = time.time(), relay.store
+    free, keep = store.free(), store.bytes_to_keep_free(relay.conf["limits"]["spool_free"])
+    found = [condition("disk", level=1 + (free < keep), free=bytes_for_people(free),
+                       keep=bytes_for_people(keep))] if free < 2 * keep else []
+    for what in ("certfile", "client_ca"):
+        end = certificate_end(relay.conf["Server"][what])
+        found += [condition("certificate", what, level=level, what=what, day=day_of(end))
+                  for level in level_of_end(end, now)]
+    made = backed_up(store)
+    if not made:
+        found.append(condition("no-backup"))
+    elif now - made > BACKUP_OLD:
+        found.append(condition("backup", since=made, day=day_of(made)))
+    return found + conditions_of_sites(relay, now) + conditions_of_tokens(relay, now) + waits_of(relay, now)
+
+
+def conditions_of_sites(relay, now):
+    """Pollers that are silent, results that are not delivered."""
+    found, figures = [], SiteFigures(relay, relay.conf["RemoteSites"]["remote_site_ids"], now)
+    for site, (_key, state) in sorted(figures.state):
+        late = figures.late_for.get((site,), 0)
+        found += [condition("silent", site, figures.heard[site,], site=site)] if state == "silent" else []
+        found += [condition("outbox", site, now - late, site=site, count=figures.late[site,],
+                            day=local_time(now - late))] if late else []
+    return found
+
+
+def conditions_of_tokens(relay, now):
+    """Tokens that end soon: the admins hear of those of their sites, the operators of all others."""
+    found = []
+    for row in newest_tokens(relay, now):
+        name = "%s:%s:%s" % (row["user"], row["roles"], row["sites"])
+        for level in level_of_end(row["expires"], now):
+            one = condition("token", name, level=level, user=row["user"], day=day_of(row["expires"]),
+                            what="%s %s" % (row["roles"], row["sites"]))
+            here = row["sites"].split()[:1] if REMOTE in row["roles"] else []
+            found.append(dict(one, user="", site="".join(here), to=ADMINS if here else OPERATORS))
+    return found
+
+
+def waits_of(relay, now):
+    """For each queue: since when its first one waits, and why."""
+    found = []
+    for (site, user, state), number in list(relay.meter.states.items()):
+        rows = relay.store.read("SELECT %s FROM calculations WHERE site = ? AND state = ? AND user = ? ORDER"
+                                " BY seq LIMIT 1" % BRIEF, site, state, user) if (
+            state == ALLOWED and number) else ()
+        for row in rows:
+            facts = Facts(relay, row)
+            since = row["allowed"] or now
+            found.append(condition("waits", "%s:%s" % (site, user), since, count=number, id=row["accept_id"],
+                                   site=site, user=user, day=local_time(since),
+                                   why=in_both(cause_of(facts).text, facts)))
+    return found
+
+
+def level_of_end(end, now):
+    """[how near an end is: 1 of the first of DAYS_BEFORE, and so on], or []."""
+    level = sum(end - now <= days * 86400 for days in DAYS_BEFORE) if end else 0
+    return [level] if level else []
+
+
+def day_of(when):
+    """A day for people."""
+    return time.strftime("%Y-%m-%d", time.localtime(when))
 
 
 # ==== the page ====
@@ -3527,6 +3678,7 @@ class Sweeper:
         self.relay = relay
         self.history_due = 0.0                         # monotonic
         self.lap = time.monotonic()                    # when it was at work last
+        self.looked = self.lap                         # when who waits for conditions was looked at again
 
     def sweep_forever(self):
         """The sweeper thread."""
@@ -3545,6 +3697,9 @@ class Sweeper:
                 self.relay.claims.sweep_leases(now)
                 self.relay.fielded.sweep_announced(now)
                 self.make_room()
+                if now - self.looked >= CONDITIONS_EVERY:
+                    self.looked = now
+                    self.relay.front.fire(("conditions",))
                 if self.relay.ini_stamp() != ini_seen:
                     ini_seen = self.relay.ini_stamp()
                     self.relay.try_reload()
@@ -6369,6 +6524,319 @@ def local_time(seconds):
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""
 
 
+# ==== notify ====
+# A process and a user of its own, for the relay itself connects to nothing and runs nothing: it waits at the
+# relay for what somebody should know, and starts the owner's hook with it, as JSON on its standard input.
+DIGEST, AT_ONCE_MOST = 600, 5                          # in so many seconds at most so many messages to one
+QUEUED_MOST = 200              # things that wait to be told to one; of more, how many they are
+ALL_AWAY = 30                  # seconds between two tries while the relay is away
+HOOK_ENV = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ")
+
+
+class Notifier:
+    """Who has to be told what: each thing once, when it has lasted for `grace`, and once more when it is over
+    for as long; each recipient AT_ONCE_MOST messages in DIGEST seconds and `cap` a day at most: what comes
+    beyond waits, and goes together. state: what of that is on the disk."""
+
+    def __init__(self, keys, state):
+        self.keys = keys
+        self.state = state
+        self.open = state.setdefault("open", {})       # {key: {first, seen, told (level), one (condition)}}
+        self.queue = state.setdefault("queue", {})     # {recipient: [things]}
+        self.sent = state.setdefault("sent", {})       # {recipient: [when]}
+        self.retry = state.setdefault("retry", {})     # {recipient: [when the hook is tried again, pause]}
+        state.setdefault("after", -1)
+
+    def take(self, answer, now):
+        """What the relay has answered."""
+        self.state["after"] = answer["after"]
+        self.state["known"] = answer["known"]
+        for one in answer["ended"]:
+            if one["user"] in self.keys["researchers"]:
+                self.put(one, "ended", now)
+        self.hold([one for one in answer["conditions"] if self.concerns(one, now)], now)
+
+    def away(self, why, now):
+        """The relay does not answer: that holds, and whatever held before, as far as is known."""
+        self.state["known"] = ""
+        held = [found["one"] for key, found in self.open.items() if found["seen"] == self.state.get("seen")]
+        one = condition("relay", why=printable(why)[:300])
+        self.hold([other for other in held if other["kind"] != "relay"] + [one], now)
+
+    def concerns(self, one, now):
+        """Does anybody want to know it? Researchers only who are named, of what has waited long."""
+        return one["to"] != RESEARCHERS or (one["user"] in self.keys["researchers"]
+                                            and now - one["since"] >= self.keys["waits"])
+
+    def hold(self, found, now):
+        """These hold now, and no others: tells what has held, or not held, for long enough."""
+        grace = self.keys["grace"]
+        for one in found:
+            known = self.open.setdefault(one["key"], {"first": now, "told": 0})
+            known.update(seen=now, one=one)
+            lasts = now - known["first"] >= (0 if one["kind"] in ("certificate", "token", "waits") else grace)
+            if one["level"] > known["told"] and lasts:
+                known["told"] = one["level"]
+                self.put(one, "begins", now)
+        self.state["seen"] = now
+        for key, known in list(self.open.items()):
+            if now - known["seen"] >= max(grace, 1):
+                del self.open[key]
+                if known["told"]:
+                    self.put(known["one"], "over", now)
+
+    def patience(self, now):
+        """Whole seconds that it may wait for the relay, before something of its own is due."""
+        grace, seen, times = self.keys["grace"], self.state.get("seen", now), [now + 50]
+        for known in self.open.values():
+            times += [known["first"] + grace] if known["one"]["level"] > known["told"] else []
+            times += [known["seen"] + max(grace, 1)] if known["seen"] < seen else []
+        times += [now + CONDITIONS_EVERY] if any(self.queue.values()) else []
+        return max(0, int(min(times) - now))
+
+    def put(self, one, what, now):
+        """A thing for its recipient."""
+        recipient = " ".join([one["to"], {ADMINS: one["site"], RESEARCHERS: one["user"]}.get(one["to"], "")])
+        things = self.queue.setdefault(recipient.strip(), [])
+        if len(things) < QUEUED_MOST:
+            things.append(dict(one, what=what, at=round(now)))
+        else:
+            things[-1]["more"] = things[-1].get("more", 0) + 1
+
+    def due(self, now):
+        """The recipients that may be told something now."""
+        for recipient in list(self.sent):
+            self.sent[recipient] = [when for when in self.sent[recipient] if 0 <= now - when < 86400]
+        return [recipient for recipient, things in self.queue.items()
+                if things and self.retry.get(recipient, [0])[0] <= now
+                and len(self.sent.get(recipient, ())) < self.keys["cap"]
+                and sum(now - when < DIGEST for when in self.sent.get(recipient, ())) < AT_ONCE_MOST]
+
+    def message(self, recipient, things):
+        """All that waits for a recipient, for the hook. id: the same, if it has to be told again."""
+        to, _blank, name = recipient.partition(" ")
+        lines = [line_of(one) for one in things]
+        more = sum(one.get("more", 0) for one in things)
+        lines += [_("and %d more") % more] if more else []
+        if len(self.sent.get(recipient, ())) + 1 >= self.keys["cap"]:
+            lines.append(_("this is the last message for a day: what comes is told together then"))
+        text = "\n".join(lines) + "\n"
+        subject = lines[0].split("\n")[0]
+        subject = subject if len(things) == 1 else _("%d things to know") % (len(things) + more)
+        return {"v": 1, "id": hashlib.sha256((recipient + text).encode("utf-8")).hexdigest()[:32], "to": to,
+                "site": name if to == ADMINS else "", "user": name if to == RESEARCHERS else "",
+                "subject": "[mi_distcomp] " + subject[:150], "text": text, "things": things, "test": False}
+
+    def tell(self, now, run, keep):
+        """Tells who may be told: run(message) starts the hook (None: done, or why not), keep() puts the state
+        on the disk."""
+        for recipient in self.due(now):
+            things = self.queue[recipient]
+            why = run(self.message(recipient, things))
+            if why is None:
+                del self.queue[recipient]
+                self.retry.pop(recipient, None)
+                self.sent.setdefault(recipient, []).append(round(now))
+                log("info", None, "told", to=recipient, things=len(things))
+            else:
+                pause = min(3600, 2 * self.retry.get(recipient, [0, 30])[1])
+                self.retry[recipient] = [now + pause, pause]
+                log("error", None, "hook", to=recipient, refused=why, again="%d s" % pause)
+            keep()
+
+
+def line_of(one):
+    """A thing for people."""
+    text = one["text"].get(SAY["lang"], one["text"]["en"])
+    text = _("over: %s") % text if one["what"] == "over" else text
+    return text + ("\n    " + one["command"] if one["command"] and one["what"] != "over" else "")
+
+
+def run_hook(argv, message, limit):
+    """Starts the hook: None when it has ended with 0, or why not. After `limit` seconds TERM, then KILL, also
+    for what it has started."""
+    import subprocess
+    import tempfile
+    env = {name: os.environ[name] for name in HOOK_ENV if name in os.environ}
+    with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as said:
+        told.write(json.dumps(message, ensure_ascii=False).encode("utf-8", "replace"))
+        told.seek(0)
+        try:
+            process = subprocess.Popen(argv, stdin=told, stdout=said, stderr=said, env=env,
+                                       start_new_session=True)
+        except OSError as error:
+            return "%s: %s" % (argv[0], error.strerror)
+        code, why = 0, ""
+        for patience, number in ((limit, signal.SIGTERM), (3, signal.SIGKILL), (3, signal.SIGKILL)):
+            try:
+                code = process.wait(patience)
+                break
+            except subprocess.TimeoutExpired:
+                why = "it took longer than %g s" % limit
+                os.killpg(process.pid, number)
+        why = why or (code and "it ended with %d" % code)
+        said.seek(max(0, said.seek(0, os.SEEK_END) - 300))
+        rest = " ".join(said.read().decode("utf-8", "replace").split())
+    return ": ".join(filter(None, [why, printable(rest)])) if why else None
+
+
+class RelayLine:
+    """The way to the relay: one call at a time, over https."""
+
+    def __init__(self, keys):
+        parts = urlsplit(keys["url"])
+        if parts.scheme not in ("https", "http") or not parts.hostname or (
+                parts.scheme == "http" and not is_loopback(parts.hostname)):
+            raise Stop(EX_CONFIG, _("[notify] url = %s: https://HOST:PORT, as others call the relay")
+                       % keys["url"])
+        self.parts = parts
+        self.keys = keys
+
+    def ask(self, **fields):
+        """The answer to v2/conditions. OSError or ValueError with what is wrong."""
+        import http.client
+        from urllib.parse import urlencode
+        kind, more = http.client.HTTPConnection, {}
+        if self.parts.scheme == "https":
+            kind = http.client.HTTPSConnection
+            more["context"] = ssl.create_default_context(cafile=self.keys["ca_file"] or None)
+        line = kind(self.parts.hostname, self.parts.port or 50443, timeout=fields.get("wait", 0) + 30, **more)
+        try:
+            line.request("GET", API_PATH + "v2/conditions?" + urlencode(dict(fields, v=2)), headers={
+                "Authorization": "Bearer " + token_of_file(self.keys["token_file"])})
+            answer = line.getresponse()
+            first = json.loads(answer.read(16 << 20).decode("utf-8"))["errors"][0]
+        except (http.client.HTTPException, KeyError, IndexError, TypeError) as error:
+            raise ValueError("no answer of a relay (%s)" % type(error).__name__)
+        finally:
+            line.close()
+        if first.get("code") != 200:
+            raise ValueError("HTTP %d: %s" % (answer.status, first.get("why") or first.get("message")))
+        return first
+
+
+def token_of_file(path):
+    """The token in a file of mode 0600. ValueError otherwise."""
+    with open(utf8(path), encoding="ascii", errors="replace") as text:
+        if os.fstat(text.fileno()).st_mode & 0o077:
+            raise ValueError(_("%s: others may read it; chmod 600") % path)
+        found = text.read(1000).strip()
+    if not re.match("[!-~]+\\Z", found):
+        raise ValueError(_("%s: holds no token") % path)
+    return found
+
+
+def notify_keys(options):
+    """[notify] of the ini, checked. 78."""
+    path = find_ini(options.ini, [os.getcwd()] + ini_folders(__file__), needed=True)
+    conf = read_ini(path, INI_KEYS)
+    choose_language(conf["Server"]["lang"])
+    keys = conf["notify"]
+    for key in ("url", "token_file", "hook"):
+        if not keys[key]:
+            raise Stop(EX_CONFIG, _("%s: [notify] %s is not set") % (path, key))
+    return keys, path
+
+
+def cmd_notify(options):
+    """Waits at the relay for what somebody should know, and tells it by the hook, until SIGTERM (0)."""
+    os.umask(0o077)
+    no_core_dump()
+    keys, path = notify_keys(options)
+    line = RelayLine(keys)
+    if options.test:
+        return test_notify(keys, line, options)
+    folder = os.path.expanduser(keys["state_dir"] or os.environ.get("STATE_DIRECTORY")
+                                or "~/.local/state/mi_distcomp_notify")
+    os.makedirs(utf8(folder), 0o700, exist_ok=True)
+    with open(os.path.join(utf8(folder), b"lock"), "a") as lock:
+        if not take_lock(lock):
+            raise Stop(EX_TEMPFAIL, _("%s: another notify is running on this directory") % folder)
+        notifier = Notifier(keys, read_notes(folder))
+        log("info", None, "notifying", relay=keys["url"], hook=keys["hook"][0], state=folder)
+        notify_forever(notifier, line, lambda: write_notes(folder, notifier.state))
+
+
+def notify_forever(notifier, line, keep):
+    """Its life. A signal ends it between two hooks: what was told is on the disk then."""
+    keys, stopping = notifier.keys, []
+
+    def stop(number, frame):
+        stopping.append(number)
+        if not notifier.state.get("telling"):
+            raise Stop(EX_INTERRUPT if number == signal.SIGINT else 0, "")
+
+    def run(message):
+        return run_hook(keys["hook"], message, keys["time_limit"])
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    while True:
+        known = notifier.state.get("known") or ""
+        wait = notifier.patience(time.time()) if known else 0
+        why = ""
+        try:
+            answer = line.ask(after=notifier.state["after"], known=known, wait=wait)
+        except (OSError, ValueError) as error:
+            why = str(getattr(error, "strerror", None) or error)
+            log("warn", None, "relay", away=why)
+        notifier.state["telling"] = True
+        if why:
+            notifier.away(why, time.time())
+        else:
+            notifier.take(answer, time.time())
+        keep()
+        notifier.tell(time.time(), run, keep)
+        notifier.state["telling"] = False
+        if stopping:
+            raise Stop(EX_INTERRUPT if stopping[0] == signal.SIGINT else 0, "")
+        time.sleep(ALL_AWAY if why else CONDITIONS_EVERY)
+
+
+def read_notes(folder):
+    """What notify has on the disk; {} where there is nothing that it can read."""
+    try:
+        with open(os.path.join(utf8(folder), b"notes"), encoding="utf-8") as text:
+            found = json.load(text)
+        if isinstance(found, dict) and found.pop("v", None) == 1:
+            return found
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, RecursionError) as error:
+        log("warn", None, "notes", unreadable=error, why="begins anew")
+    return {}
+
+
+def write_notes(folder, state):
+    """Puts them there, whole or not at all."""
+    path = os.path.join(utf8(folder), b"notes")
+    kept = {key: value for key, value in state.items() if key not in ("telling", "known")}
+    with open(path + b".new", "w", encoding="utf-8") as out:
+        json.dump(dict(kept, v=1), out)
+        out.flush()
+        os.fsync(out.fileno())
+    os.rename(path + b".new", path)
+
+
+def test_notify(keys, line, options):
+    """notify --test: is the relay reached, and does the hook take a message for each kind of recipient? 78 if
+    not."""
+    rows = []
+    try:
+        line.ask(after=-1, wait=0)
+        rows.append((True, _("the relay answers, and takes the token")))
+    except (OSError, ValueError) as error:
+        rows.append((False, "%s: %s" % (keys["url"], getattr(error, "strerror", None) or error)))
+    for to in (OPERATORS, ADMINS, RESEARCHERS):
+        text = _("a test: nothing has happened")
+        message = {"v": 1, "id": os.urandom(16).hex(), "to": to, "site": "SITE" if to == ADMINS else "",
+                   "user": "USER" if to == RESEARCHERS else "", "subject": "[mi_distcomp] " + text,
+                   "text": text + "\n", "things": [], "test": True}
+        why = run_hook(keys["hook"], message, keys["time_limit"])
+        rows.append((why is None, _("hook, for %s: %s") % (to, why or "ok")))
+    return print_findings(rows, options.json)
+
+
 # ==== init ====
 # From nothing to two hosts: a directory with all that the relay needs, and in it a kit for each other host.
 # What is made is made aside, and gets its name when it is whole.
@@ -8178,7 +8646,8 @@ def start_lean():
 # ==== shared: ini ====
 # One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default, ...)}}.
 INI_NAME = "mi_distributed_computing_assist.ini"
-SECTIONS = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
+SECTIONS = ("Server", "limits", "times", "notify", "RemoteSites", "workflow", "poller", "outbound", "ssh",
+            "ssh guard")
 
 
 def seconds(text):
@@ -8925,6 +9394,7 @@ OPTIONS = {
     "--site": dict(default="", metavar="SITE", help="the external computer"),
     "--user": dict(default="", metavar="USER", help="the user whose calculations they are"),
     "--csv": dict(action="store_true", help="for a spreadsheet"),
+    "--test": dict(action="store_true", help="tries the way to the relay, and the hook, once"),
     "--reason": dict(default="", metavar="TEXT", help="why, for who looks later"),
     "--force": dict(action="store_true", help="also what is out of contact; its late result is refused")}
 SUBCOMMANDS = {
@@ -8982,6 +9452,10 @@ SUBCOMMANDS = {
               "The sites with their pollers: whether each takes work or why not, when it was heard, what "
               "waits for it.",
               "sites --watch", "--watch"),
+    "notify": (cmd_notify, "",
+               "Waits at the relay for what somebody should know, and tells it by the hook of [notify]; "
+               "--test: is all well, and does the hook take a message?",
+               "notify --test", "--test"),
     "metrics": (cmd_metrics, "",
                 "The running relay's figures, for node_exporter's textfile collector (Prometheus asks GET "
                 "/metrics).",
@@ -9085,6 +9559,17 @@ INI_KEYS = {                   # {section: {key: (kind, default, meaning)}}: wha
         "restore_grace": (seconds, 600.0, "after a restore nothing is handed out for so long"),
         "token_days": (int, 365, "a new token is good for so many days"),
         "login_hours": (int, 12, "a token from `login` is good so long")},
+    "notify": {
+        "url": (str, "", "of the relay, like https://HOST:50443"),
+        "token_file": (str, "", "mode 0600, one line, of a token --roles viewer"),
+        "ca_file": (str, "", "CA of the relay's certificate, unless it is a public one"),
+        "hook": (lines, [], "program and words, one a line; gets each message as JSON on its standard input"),
+        "time_limit": (seconds, 30.0, "of the hook; then TERM, then KILL"),
+        "grace": (seconds, 900.0, "what comes and goes within it is not told"),
+        "waits": (seconds, 3600.0, "researchers are told of what has waited for so long"),
+        "cap": (int, 20, "messages a day to one recipient; what is beyond comes together later"),
+        "researchers": (str.split, [], "users who want to be told of what has ended, or waits"),
+        "state_dir": (str, "", "default: ~/.local/state/mi_distcomp_notify, or systemd's")},
     "RemoteSites": {
         "remote_site_ids": (str.split, [], "")},
     "*": {
@@ -10394,6 +10879,8 @@ JA = {
     "somebody ended it: %(reason)s": "人の操作で終わりました: %(reason)s",
     "it was given up: %(reason)s": "打ち切られました: %(reason)s",
     "the external computer has not run it: %(reason)s": "外部計算機はこれを実行しませんでした: %(reason)s",
+    "it ran for longer than the external computer lets it ([command] timeout), and was ended there":
+        "外部計算機の制限時間 ([command] timeout) を超えたため、そこで終了させられました",
     "its command ended with %(code)s; that is the command's own end: its two logs say why":
         "コマンドが終了コード %(code)s で終わりました。コマンド自身の終わり方です。理由は二つのログにあります",
     "it ended abnormally: %(reason)s": "異常終了しました: %(reason)s",
@@ -10494,6 +10981,38 @@ JA = {
     "leave what it has made": "作ったものを残します",
     "The running relay's figures, for node_exporter's textfile collector (Prometheus asks GET /metrics).":
         "動作中の中継サーバーの数値を表示します (node_exporter の textfile コレクター用。Prometheus は GET /metrics で読みます)。",
+    "the relay does not answer: %(why)s": "中継サーバーが応答しません: %(why)s",
+    "the relay's disk has %(free)s left; with less than %(keep)s it takes nothing new":
+        "中継サーバーのディスクの空きは %(free)s です。%(keep)s を下回ると新しいものを受け付けません",
+    "the relay's certificate (%(what)s) ends on %(day)s": "中継サーバーの証明書 (%(what)s) の期限は %(day)s です",
+    "the last backup of the relay was made on %(day)s": "中継サーバーの最後の控えは %(day)s のものです",
+    "no backup of the relay was made yet": "中継サーバーの控えがまだ作られていません",
+    "the pollers of site %(site)s do not ask any more": "サイト %(site)s のポーラーから問い合わせが来なくなりました",
+    "%(count)d results of site %(site)s could not be delivered, the oldest since %(day)s":
+        "届けられない結果が %(count)d 件あります (サイト %(site)s、最も古いものは %(day)s から)",
+    "the token of user %(user)s for %(what)s ends on %(day)s":
+        "利用者 %(user)s のトークン (%(what)s) の期限は %(day)s です",
+    "%(count)d calculations of user %(user)s wait for site %(site)s since %(day)s: %(why)s":
+        "実行待ちの計算が %(count)d 件あります (利用者 %(user)s、サイト %(site)s、%(day)s から): %(why)s",
+    "%(id)s (%(what)s on %(site)s) has ended: %(why)s": "%(id)s (%(what)s、サイト %(site)s) が終わりました: %(why)s",
+    "and %d more": "ほか %d 件",
+    "this is the last message for a day: what comes is told together then":
+        "一日の上限に達しました。この後のことは、後でまとめてお知らせします",
+    "%d things to know": "お知らせ %d 件",
+    "over: %s": "解消: %s",
+    "[notify] url = %s: https://HOST:PORT, as others call the relay":
+        "[notify] url = %s: 中継サーバーの https://ホスト:ポート を書いてください",
+    "%s: others may read it; chmod 600": "%s: ほかの人が読めます。chmod 600 してください",
+    "%s: holds no token": "%s: トークンが入っていません",
+    "%s: [notify] %s is not set": "%s: [notify] %s が書かれていません",
+    "%s: another notify is running on this directory": "%s: 別の notify がこのディレクトリで動いています",
+    "the relay answers, and takes the token": "中継サーバーが応答し、トークンも有効です",
+    "a test: nothing has happened": "テストです。何も起きていません",
+    "hook, for %s: %s": "フック (%s 宛て): %s",
+    "tries the way to the relay, and the hook, once": "中継サーバーへの通信とフックを一度試します",
+    "Waits at the relay for what somebody should know, and tells it by the hook of [notify]; --test: is all"
+    " well, and does the hook take a message?":
+        "知らせるべきことを中継サーバーで待ち、[notify] のフックで知らせます。--test: 設定の確認と、フックへのテスト送信。",
     "no backup was made yet (from cron, for example: backup DIR)":
         "控えがまだ作られていません (例えば cron で: backup ディレクトリ)",
     "the last backup, %s of %s, is not there any more (moved elsewhere?)":

@@ -7727,7 +7727,8 @@ def start_lean():
 # ==== shared: ini ====
 # One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default, ...)}}.
 INI_NAME = "mi_distributed_computing_assist.ini"
-SECTIONS = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
+SECTIONS = ("Server", "limits", "times", "notify", "RemoteSites", "workflow", "poller", "outbound", "ssh",
+            "ssh guard")
 
 
 def seconds(text):
@@ -8584,8 +8585,8 @@ CAUSES = [
           "resend tries it at once", lambda h: h.state == "undelivered", "ended"),
     Cause("queued", "admin", "the batch system has not begun it: %(what)s", PROGRAM + ".py show %(id)s",
           "what its batch system waits for", lambda h: h.state == "queued", "started"),
-    Cause("quiet", "starter", "its command runs, but has written nothing for a while", PROGRAM
-          + ".py show %(id)s", "its end, or `cancel`",
+    Cause("quiet", "starter", "its command runs, but has written nothing for a while",
+          "mi_system_wf.py output %(id)s", "its end, or `cancel`",
           lambda h: h.state == "running" and time.time() - h.last_output() > QUIET_AFTER, "output"),
     Cause("running", "nobody", "its command runs", "", "its end", lambda h: h.state == "running", "started"),
     Cause("taken", "nobody", "it was taken, and is about to run", "", "it goes on by itself",

@@ -426,22 +426,49 @@ def look_once(relay, accept_id, console, seen, wait):
 
 
 def cause_of(relay, accept_id, patience=None):
-    """told_cause() of what the relay says of a calculation; of one that cannot say it, that."""
-    answer = {"cause": "old-relay", "who": "operator", "command": "mi_dicomapi.py check",
-              "sentence": _("the relay is of an older version: it does not tell why something waits"),
-              "changes": _("a newer version of the relay")}
-    if not relay.v1:
+    """told_cause() of what the relay says of a calculation; of one that cannot say it, or that something in
+    front of it keeps from being asked, that."""
+    answer = {} if relay.v1 else ask_cause(relay, {"v": 2, "accept_id": accept_id}, patience)
+    return told_cause(answer or {
+        "cause": "old-relay", "who": "operator", "command": "mi_dicomapi.py check",
+        "sentence": _("the relay is of an older version: it does not tell why something waits"),
+        "changes": _("a newer version of the relay")})
+
+
+def ask_cause(relay, fields, patience):
+    """The relay's answer to v2/explain, {} of one that knows no such call; of a gateway that lets
+    calc-progress pass, but twice not this, that."""
+    for last in (False, True):
         try:
-            answer = relay.ask("GET", "v2/explain", {"v": 2, "accept_id": accept_id}, patience=patience)
-        except RelayRefused as error:
-            if error.code not in (403, 404, "0005") or "no information" in str(error):
-                raise                                  # otherwise it, or a gateway, knows no such call
-    return told_cause(answer)
+            return relay.ask("GET", "v2/explain", fields, patience=0)
+        except (RelayAway, RelayRefused) as error:
+            text = str(error)
+            if "no such call" in text:
+                return {}
+            passes = isinstance(error, RelayAway) or error.code in LATER_CODES
+            if not is_kept_back(error) and (last or not passes):
+                raise
+        # that it is there, or why it is not
+        relay.ask("GET", "calc-progress", dict(fields, wait=0, known=""), patience=patience)
+    return {"cause": "gateway", "who": "operator",
+            "sentence": _("something in front of the relay (its gateway?) does not let v2/explain pass, so it"
+                          " cannot tell why something waits: %s") % text,
+            "changes": _("a gateway that lets /mi-distcomp-api/v2/ pass")}
+
+
+def is_kept_back(error):
+    """May a gateway have said that, and not the relay?"""
+    if isinstance(error, RelayAway):
+        return error.kind == "between"
+    return (error.code in (403, 404, "0005") and not error.more.get("why")
+            and "no information" not in str(error))
 
 
 def tell_cause(relay, accept_id, console, now):
     """Says why, when nothing has moved for EXPLAIN_AFTER, and again when it is another reason. now: what must
     be another one where something moved. (Fielded words say what they always did.)"""
+    if console.mute or console.fielded:
+        return
     what, since, told = console.still.get(accept_id, (None, 0.0, ""))
     if now != what:
         since, told = time.monotonic(), ""
@@ -459,7 +486,8 @@ def tell_cause(relay, accept_id, console, now):
 def until_told(accept_id, console):
     """Seconds until tell_cause() has something to do, 1 at least; WAIT where it has done so already."""
     what, since, told = console.still.get(accept_id, (None, time.monotonic(), ""))
-    return WAIT if told or console.fielded else max(1, since + EXPLAIN_AFTER + 1 - time.monotonic())
+    return (WAIT if told or console.fielded or console.mute
+            else max(1, since + EXPLAIN_AFTER + 1 - time.monotonic()))
 
 
 def look_at_inputs(found, accept_id, console):
@@ -1009,6 +1037,7 @@ class Console:
 
     def __init__(self, tell=None, terminal=None):
         self.tell = tell or (lambda line: None)
+        self.mute = not (tell or terminal)             # does nobody read what is said?
         self.output = None                             # function(stream, text) for the command's output
         self.live_output = None                        # its LiveOutput
         self.still = {}                                # of tell_cause(): {accept_id: (what, since, cause)}
@@ -1301,7 +1330,8 @@ def stop_for(error, relay, accept_id="", registering=False):
     code, who = "relay-refuses" if stop.code == EX_REFUSED else "relay-later", "operator"
     if isinstance(error, RelayAway):
         code, who = "relay-" + error.kind, "starter" if error.kind in OWN_FAULTS else "operator"
-    stop.cause = {"cause": code, "who": who, "sentence": str(stop), "command": PROGRAM + ".py check"}
+    program = PROGRAM if who == "starter" else "mi_dicomapi"
+    stop.cause = {"cause": code, "who": who, "sentence": str(stop), "command": program + ".py check"}
     return stop
 
 
@@ -4631,7 +4661,8 @@ def finding_of_certificate(found, where):
 # ==== shared: ini ====
 # One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default, ...)}}.
 INI_NAME = "mi_distributed_computing_assist.ini"
-SECTIONS = ("Server", "limits", "times", "RemoteSites", "workflow", "poller", "outbound", "ssh", "ssh guard")
+SECTIONS = ("Server", "limits", "times", "notify", "RemoteSites", "workflow", "poller", "outbound", "ssh",
+            "ssh guard")
 
 
 def seconds(text):
@@ -5379,6 +5410,10 @@ JA = {
         "それぞれの計算がなぜ今の所にあるのかを示します。理由、対応する人、打つべき語、いつからか、何があれば変わるか。",
     "the relay is of an older version: it does not tell why something waits":
         "中継サーバーが古い版のため、待っている理由を知らせることができません",
+    "something in front of the relay (its gateway?) does not let v2/explain pass, so it cannot tell why"
+    " something waits: %s":
+        "中継サーバーの手前の何か (ゲートウェイ) が v2/explain を通さないため、待っている理由が分かりません: %s",
+    "a gateway that lets /mi-distcomp-api/v2/ pass": "ゲートウェイが /mi-distcomp-api/v2/ を通せば分かります",
     "a newer version of the relay": "中継サーバーを新しい版にすれば分かります",
     "the relay's operator": "中継サーバーの運用者", "who has started it": "この計算を始めた人",
     "the admin of the external computer": "外部計算機の管理者", "nobody": "だれも何もしなくてよい",

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import suite
-from fake_relay import Fake
+from fake_relay import ACCEPT_ID, Fake
 from suite import SITE, USER, entry, wait_until
 from test_presence import rewrite
 
@@ -147,7 +147,7 @@ def test_a_remote_side_and_whatever_it_tells_or_does_not_tell(ask):
     told = {"state": "open", "jobs": 1, "busy": 0, "outbox": 0, "version": "9", "free": 10}
     request(1, free=10, presence=told)
     ask.becomes(small, "too-large", "admin")
-    client.ok("POST", "heartbeat", {"v": 2, "site_id": OTHER, "poller": "p1", "wait": 0, "calcs": {}, "presence": dict(told, state="once")})
+    client.ok("POST", "heartbeat", {"v": 2, "site_id": OTHER, "poller": "p1", "wait": 0, "calcs": {}, "presence": dict(told, state="once", free=1 << 40)})
     ask.becomes(small, "once", "admin")
     client.ok("POST", "heartbeat", {"v": 2, "site_id": OTHER, "poller": "p1", "wait": 0, "calcs": {}, "presence": dict(told, free=1 << 40)})
     ask.becomes(small, "next", "nobody")
@@ -279,3 +279,120 @@ def test_a_relay_of_before_is_named_with_what_it_lacks(tmp_path):
         assert done.returncode == 0 and json.loads(done.stdout)["code"] == "old-relay" and "older version" in done.stdout, done
     finally:
         fake.stop()
+
+
+KNOBS = {"mi_dicomapi.py": {"QUIET_AFTER, INPUTS_AFTER = 600, 60": "QUIET_AFTER, INPUTS_AFTER = 1, 1"},
+         "mi_system_remote.py": {"QUIET_AFTER = 600 ": "QUIET_AFTER = 1 "}}
+
+
+@pytest.fixture
+def impatient(make_world, tmp_path, monkeypatch):
+    """An Asker of programs that are as they are but for the seconds after which they find a thing long."""
+    for name, pairs in KNOBS.items():
+        with open(suite.script(name), encoding="utf-8") as text:
+            whole = text.read()
+        for before, after in pairs.items():
+            assert whole.count(before) == 1, before
+            whole = whole.replace(before, after)
+        (tmp_path / name).write_text(whole, encoding="utf-8")
+    usual = suite.script
+    monkeypatch.setattr(suite, "script", lambda name: str(tmp_path / name) if name in KNOBS else usual(name))
+    return Asker(make_world(tls=False, commands=["do", "late"], sites=(SITE, OTHER)).start())
+
+
+def test_what_stands_still_for_long_and_what_a_poller_that_tells_nothing_does(impatient):
+    ask, world = impatient, impatient.world
+    half = ask.register(allow=False, site=OTHER, parameter_files={"in": entry(b"x")})
+    found = ask.becomes(half, "inputs-missing", "starter")
+    assert found["command"].startswith("mi_system_wf.py submit %s do --request-id 'r" % OTHER) and found["since"], found
+    fielded = ask.register(site=OTHER)
+    assert ask.client.call("GET", "calc-request", {"site_id": OTHER})[1]["accept_id"] == fielded
+    taken = ask.client.raw("GET", "calc-params?site_id=%s&accept_id=%s" % (OTHER, fielded))
+    assert taken[0] == 200 and b"calc-info" in taken[1], taken
+    ask.becomes(fielded, "fielded-has-it", "nobody")
+
+    late = "argv =\n    /bin/sh\n    -c\n    sleep 60\nmatch = late\ntimeout = 3s\n"
+    world.poller(dict(DO, late=late), ini="tell = no\n")
+    runs = ask.client.register("do", "run", {"do": b"until [ -e %s/go ]; do sleep 0.1; done; kill -9 $$\n" % world.folder.encode()}, {}, site=SITE)
+    ask.becomes(runs, "quiet", "starter", "mi_system_wf.py output " + runs)
+    ask.here(runs, "quiet", "starter")
+    waits = ask.register("late")
+    ask.becomes(waits, "untold", "admin")
+    ask.here(waits, "busy", "nobody")
+    with open(os.path.join(world.folder, "go"), "w"):
+        pass
+    assert "137" in ask.becomes(runs, "failed", "starter")["sentence"]["en"]
+    ask.becomes(waits, "timeout", "starter", "mi_system_wf.py result " + waits)
+    suite.run("mi_system_remote.py", "pause", "--ini", os.path.join(world.folder, "poller", "poller.ini"))
+    ask.here(half, "paused", "admin")
+    suite.run("mi_system_remote.py", "resume", "--ini", os.path.join(world.folder, "poller", "poller.ini"))
+    ask.here(half, "not-here", "starter")
+    before = ask.client.ok("GET", "v2/explain", {"v": 2, "accept_id": waits})["now"]
+    world.pollers[0].kill()
+    ask.client.ok("POST", "rerun", {"v": 2, "accept_id": waits})
+    assert ask.becomes(waits, "silent", "admin") and world.rows("SELECT allowed FROM calculations WHERE accept_id = ?", waits)[0]["allowed"] > before
+
+
+def test_a_poller_of_cron_is_one_from_the_moment_that_it_has_asked(ask):
+    done = ask.world.poller(DO, words=("poll", "--once"))
+    assert done.popen.wait(20) == 0
+    found = ask.client.ok("GET", "v2/explain", {"v": 2, "accept_id": ask.register()})
+    assert (found["cause"], found["who"], found["command"]) == ("once", "admin", "mi_system_remote.py poll --once"), found
+
+
+def test_a_result_that_the_relay_does_not_want_any_more_is_the_admins(ask):
+    world, go = ask.world, os.path.join(ask.world.folder, "go")
+    poller = world.poller(DO)
+    runs = ask.client.register("do", "run", {"do": b"until [ -e %s ]; do sleep 0.1; done\n" % go.encode()}, {}, site=SITE)
+    ask.becomes(runs, "running", "nobody")
+    poller.kill()
+    suite.run("mi_dicomapi.py", "end", runs, "--reason", "burnt down", "--ini", world.ini)
+    ask.becomes(runs, "lost", "starter", "mi_system_wf.py rerun " + runs)
+    with open(go, "w"):
+        pass
+    world.poller(DO)
+    ask.here(runs, "kept", "admin")
+
+
+def test_what_keeps_the_workflow_side_from_the_relay_names_who_can_mend_it_and_what_he_can_type(world):
+    here = "0" * 8 + "-0000-4000-8000-" + "0" * 12
+    for options, code, who, ends in (
+            (["--url", "https://nowhere.invalid:1", "--token-file", world.token_file()], "relay-dns", "starter", 69),
+            (["--url", "https://127.0.0.1:%d" % suite.a_port(), "--token-file", world.token_file()], "relay-connect", "operator", 69),
+            (["--url", world.url, "--token-file", world.token_file()], "relay-certificate", "starter", 69),
+            (["--url", world.url, "--ca-file", world.cert, "--token-file", world.token_file(world.expired(USER, 3), "old")], "relay-refuses", "operator", 77)):
+        done = suite.run("mi_system_wf.py", "explain", here, "--json", "--patience", "0s", *options)
+        found = json.loads(done.stdout)
+        assert (done.returncode, found["code"], found["who"]) == (ends, code, who), done
+        assert found["command"] == ("mi_system_wf.py check" if who == "starter" else "mi_dicomapi.py check"), found
+
+
+@pytest.mark.parametrize("status, answer", [(403, b"<html>Forbidden</html>"), (404, b"<html>Not Found</html>"), (404, b'{"message": "no Route matched"}'),
+                                            (403, json.dumps({"errors": [{"code": "0005", "message": "x"}]}).encode())])
+def test_a_gateway_that_keeps_the_question_back_is_named_and_not_taken_for_an_older_relay(status, answer, tmp_path):
+    fake = Fake(misbehave=lambda request: (status, answer, {}) if "v2/" in request.path else None)
+    try:
+        done = suite.run("mi_system_wf.py", "explain", ACCEPT_ID, "--json", "--url", fake.url, env=suite.clean_env(MI_DISTCOMP_TOKEN="t"), cwd=str(tmp_path))
+        found = json.loads(done.stdout)
+        assert (done.returncode, found["code"], found["who"]) == (0, "gateway", "operator") and "/mi-distcomp-api/v2/" in found["changes"], done
+    finally:
+        fake.stop()
+
+
+def test_a_run_whose_lines_nobody_reads_asks_for_no_cause(ask, monkeypatch):
+    monkeypatch.setattr(wf, "EXPLAIN_AFTER", 1)
+    monkeypatch.setattr(wf, "WAIT", 1)
+    token, ended, lines = ask.world.issue("prometheus", "--roles", "metrics"), [], []
+    for tell in (None, lines.append):
+        thread = threading.Thread(target=lambda: ended.append(wf.run(
+            ask.world.url, SITE, "fails", [], [], token=ask.world.token, tell=tell, to=ask.world.folder + "/to")))
+        thread.start()
+        waits = wait_until(lambda: ask.world.rows("SELECT accept_id FROM calculations WHERE state = 'allowed'"), 20)[0]["accept_id"]
+        time.sleep(4)
+        if tell:
+            wait_until(lambda: any("no poller of user" in line for line in lines), 20)
+        asked = b'call="v2/explain"' in ask.world.client(token).raw("GET", "metrics")[1]
+        assert asked == bool(tell)
+        ask.client.ok("POST", "cancel-wait-calc", {"v": 2, "accept_id": waits})
+        thread.join(60)
+        assert ended.pop().ended_by == "relay"

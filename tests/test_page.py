@@ -106,7 +106,7 @@ def test_every_word_of_the_page_is_there_in_both_languages_and_is_said():
         assert re.search("[\u3040-\u30ff\u4e00-\u9fff]", japanese) or key in ("c_id", "f_id", "ofn", "other"), key
         stem = next((stem for stem in ("who_", "cancel", "rerun", "maint", "p_", "y_", "w_", "t_", "c_", "s", "k_", "f_") if key.startswith(stem)), None)
         assert "'%s'" % key in script or re.search("'%s|%s:|: '%s" % ((stem, key.strip("_"), key.rstrip("_"))), script), key
-    codes = {cause.code for cause in relay.CAUSES} - {"fetched", "unfetched", "cancelled", "lost", "refused", "failed", "abnormal"}
+    codes = {cause.code for cause in relay.CAUSES} - {"fetched", "unfetched", "cancelled", "lost", "refused", "timeout", "failed", "abnormal"}
     plain = {"taken", "running", "results-come", "fielded-has-it"}             # the state says it
     assert codes - plain <= {key[2:] for key in words if key.startswith("y_")}, codes - plain - {key[2:] for key in words if key.startswith("y_")}
     assert set(relay.NEARER) | {"never"} == {key[2:] for key in words if key.startswith("p_")}

@@ -170,7 +170,7 @@ def test_the_table_holds_every_call_of_the_relay():
     routes = {name for method, name in relay.ROUTES if not name.startswith("files/")}
     named.add("v2/redeem")                              # test_init.py
     assert routes - named == {"add-calcinfo", "calc-request", "heartbeat", "get-calcinfo", "reload-ini", "login", "metrics", "v2/explain", "v2/list",
-                              "v2/board", "v2/link", "v2/maintenance"}          # these have tests of their own, below and in test_page.py
+                              "v2/board", "v2/conditions", "v2/link", "v2/maintenance"}          # these have tests of their own, below and in test_page.py
     assert relay.UNCLAIMED + relay.CLAIMED + relay.OVER == STATES
 
 
