@@ -90,7 +90,6 @@ import collections
 import contextlib
 import errno
 import functools
-import hashlib
 import io
 import itertools
 import json
@@ -2639,6 +2638,7 @@ class Door:
 
     def put_piece(self, size, name, at, length, end):
         """A piece of a large input, and (or) its end."""
+        import hashlib
         if end is None and at is None or at is None and size:
             raise Refusal("refused", "put: bytes without a place")
         sums, fd = [], self.place.open_input(name, False)
@@ -2663,6 +2663,7 @@ class Door:
 
     def receive_into(self, fd, at, size):
         """The next `size` bytes that come, into a file; their sum."""
+        import hashlib
         digest = hashlib.sha256()
         for data in self.wire.blocks(size):
             self.put_on()                              # it may have waited long
@@ -2722,6 +2723,7 @@ class Door:
         return b"" if why else data
 
     def do_wait(self, offset):
+        __import__("hashlib")                          # for what comes then: here is time
         place, said, pause, looked = self.place, None, 0.002, time.monotonic()
         kinds = place.let_out()
         try:
@@ -2832,6 +2834,7 @@ class Door:
     def get_piece(self, piece, pack):
         """A piece of a large result: a header, its bytes, and behind them their sum, or why they count for
         nothing."""
+        import hashlib
         length, read = piece[2], functools.partial(self.results().read_piece, *piece)
         try:
             parts, digest = self.packer.pack(read(), pack == "zstd") if pack else ([], None)
@@ -3057,6 +3060,7 @@ class JudgedResults:
     COLLECTOR = Collector
 
     def __init__(self, place):
+        import hashlib
         self.place = place
         self.rules = place.rules["outbound"]
         self.tree = ResultTree(place.work)
@@ -3118,6 +3122,7 @@ class JudgedResults:
     def save(self, found, kind):
         """The note of this look; into guard.log what stays, unless the last look of this kind said the same:
         by looking again and again nobody pushes older lines out of the log."""
+        import hashlib
         said = hashlib.sha256(repr((self.notes, self.more)).encode("utf-8", "backslashreplace")).hexdigest()
         book = {"stamp": self.stamp, "verdicts": found.verdicts, "files": [],
                 "said": dict(self.said, **{kind: said})}
@@ -3192,6 +3197,7 @@ class UnjudgedResults(JudgedResults):
 
     def read_small(self, name):
         """As JudgedResults's."""
+        import hashlib
         fd = self.open(name)
         try:
             for _look in range(READ_TRIES):
@@ -3269,6 +3275,7 @@ class Packer:
     def pack(self, blocks, zstd):
         """([bytes], digest of what they make unpacked) of blocks of at most BLOCK bytes: one stream of
         zlib's, or with libzstd, where it is, a frame for each block."""
+        import hashlib
         digest = hashlib.sha256()
         if zstd and self.zstd() is not None:
             return [self.frame(block) for block in summed(blocks, digest)], digest
@@ -3999,9 +4006,10 @@ LOADER = DECODE_WORDS + r"""load='
 import sys
 try:
     if sys.version_info < (3, 6): raise ImportError
-    import errno, hashlib, json, marshal, os, select
+    import errno, gc, json, marshal, os, select
 except ImportError:
     sys.exit(97)
+gc.disable()                                           # until run_as_program()
 base, told, looks, ctype = [os.fsencode(word) for word in sys.argv[1:5]]         # looks: keeps nothing
 os.environ.pop("LC_CTYPE", 0)                          # Python may have set it
 if ctype[:1] == b"=": os.environb[b"LC_CTYPE"] = ctype[1:]
@@ -4033,6 +4041,7 @@ def read(path):
     except OSError:
         return b""
 def is_it(data):
+    import hashlib
     return hashlib.sha256(data).hexdigest()[:16].encode() == told
 def bring(path):
     try:
@@ -4151,6 +4160,7 @@ def host_command(text, *words):
 @functools.lru_cache(maxsize=1)
 def own_file():
     """(this file's bytes, the first 16 digits of their sum)"""
+    import hashlib
     with open(__file__, "rb") as text:
         data = text.read()
     return data, hashlib.sha256(data).hexdigest()[:16]
@@ -4321,6 +4331,7 @@ class Session:
 def spend_connection(address, most):
     """Waits until one more connection to this place fits into the budget (`most` in CONNECT_SPAN seconds,
     over all runners of this user; 0: no budget). Sites ban hosts that connect too often."""
+    import hashlib
     import fcntl
     if not most:
         return
@@ -4353,19 +4364,24 @@ class Line:
         self.host = host
         self.settings = settings
         self.turn = os.urandom(8).hex()
-        self.folder = self.process = self.session = self.options = self.run = None
+        self.folder = self.process = self.session = self.options = self.run = self.asked = None
         self.plain = ""                                # why there is no door there
         self.door = "plain"
         self.told = {}                                 # what the door there said to hello
         self.round_trip = 0.0
 
+    def ask_config(self):
+        """Asks ssh what its configuration says about the host; ssh_config() takes the answer. Itself."""
+        words = ["ssh"] + self.settings.ssh_options + ["-G", "--", self.host]
+        self.asked = subprocess.Popen([utf8(word) for word in words], stdin=subprocess.DEVNULL,
+                                      stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        return self
+
     def ssh_config(self):
         """What ~/.ssh/config says about the host ({key: value}); empty if this ssh cannot tell."""
-        words = ["ssh"] + self.settings.ssh_options + ["-G", "--", self.host]
-        done = subprocess.run([utf8(word) for word in words], stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        pairs = [row.split(" ", 1)
-                 for row in done.stdout.decode("utf-8", "replace").splitlines() if " " in row]
+        asked, self.asked = self.asked or self.ask_config().asked, None
+        text = asked.communicate()[0].decode("utf-8", "replace")
+        pairs = [row.split(" ", 1) for row in text.splitlines() if " " in row]
         return {key: value for key, value in pairs}
 
     def choose_options(self):
@@ -4423,10 +4439,10 @@ class Line:
         # sun_path is short
         self.folder = utf8(tempfile.mkdtemp(prefix="mi-", dir="/tmp" if os.path.isdir("/tmp") else None))
         self.control, self.run = self.folder.decode() + "/c", run
+        wanted = self.door_command(*["look"] if check else [])
         if self.options is None:
             self.choose_options()
-        began, self.process = time.monotonic(), self.start_session(self.door_command(
-            *["look"] if check else []))
+        began, self.process = time.monotonic(), self.start_session(wanted)
         # a log-in can hang at any point
         patience = threading.Timer(self.settings.connect * 3, end_login, [self.process])
         patience.daemon = True
@@ -4599,12 +4615,12 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
     if not command or has_control_chars(command.replace("\t", " ")):
         raise Stop(EX_USAGE, _("no command, or one with control characters"))
     gather_inputs(pairs)                               # 66 before anything is done
-    Line(host, settings)                               # 64 if that is no host
+    line = Line(host, settings).ask_config()           # 64 if that is no host
     ident = str(uuid.uuid4())
     order = {"host": host, "command": command, "inputs": pairs, "into": os.path.abspath(into), "mode": mode,
              "keep": keep, "v": ON_DISK, "time": time.time(), "batch": batch, "allow_refused": allow_refused,
              "settings": settings._asdict()}
-    run = Runner(Record(ident, order), settings)
+    run = Runner(Record(ident, order), settings, line)
     try:
         run.look_at_target()
     except BaseException:
@@ -4616,11 +4632,12 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
 class Runner:
     """One calculation: its record, its line, and the patience with that line."""
 
-    def __init__(self, record, settings):
+    def __init__(self, record, settings, line=None):
         self.record = record
         self.settings = settings
         self.order = record.order
         self.ident = record.ident
+        self.first = line                              # the Line that is opened first
         self.line = None
         self.progress = 0                              # what has moved: while it grows, nobody loses patience
         self.was_connected = False
@@ -4684,7 +4701,8 @@ class Runner:
         while True:
             try:
                 if self.line is None:
-                    self.line = Line(self.order["host"], self.settings).open(self.ident, self.look_at_inputs)
+                    line, self.first = self.first or Line(self.order["host"], self.settings), None
+                    self.line = line.open(self.ident, self.look_at_inputs)
                     self.was_connected = True
                 return step()
             except LineLost as error:
@@ -5258,6 +5276,7 @@ class Record:
 
 def sum_of(source, offset, size):
     """The sha256 of a part of an open file, in hex."""
+    import hashlib
     digest = hashlib.sha256()
     source.seek(offset)
     while size:
@@ -5598,6 +5617,7 @@ class InputTransfer(Transfer):
                 self.cond.notify_all()
 
     def send_bundle(self, session, entries):
+        import hashlib
         data, sums = [], []
         for entry in entries:
             data.append(b"" if entry.far.endswith("/") else read_input(entry))
@@ -5608,6 +5628,7 @@ class InputTransfer(Transfer):
 
     def send_piece(self, session, item):
         """One piece of a large file, packed if a sample of it shrinks; its sum is made on the way."""
+        import hashlib
         entry, digest, left = item.entry, hashlib.sha256(), item.size
         words = {"name": entry.far, "at": item.offset}
         if left == entry.size:
@@ -5693,6 +5714,7 @@ class ResultTransfer(Transfer):
     def receive_bundle(self, session, left):
         """The next small files of those that are asked for (left: Entries), each under its name if its sum is
         right: are they all? What is told here counts, if it differs from the list."""
+        import hashlib
         told, at, right = session.answer("bundle"), 0, True
         rows, size = told["bundle"], told.get("size", 0)
         sizes = sum(row[0] for row in rows if type(row) is list)
@@ -5715,6 +5737,7 @@ class ResultTransfer(Transfer):
 
     def receive_piece(self, session, item):
         """One piece into its place."""
+        import hashlib
         told, digest, at = session.answer(), hashlib.sha256(), item.offset
         if "verdict" not in told:
             fd = os.open(item.entry.near, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -5774,6 +5797,7 @@ def with_part(entry, target):
 
 def part_name(far):
     """Under which name a result grows among the parts: no other's, whatever it is called."""
+    import hashlib
     return hashlib.sha256(utf8(far)).hexdigest()[:40].encode()
 
 
