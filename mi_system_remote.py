@@ -706,13 +706,23 @@ class Results:
         """(mark, Result) of each."""
         return (self.result_of_row(row, True) for row in self.rows)
 
+    def names(self):
+        """The name of each."""
+        return map(self.name_of_row, self.rows)
+
+    def name_of_row(self, row):
+        """The name of a row, which is asked for more often than all of it."""
+        kind, _place, length, _x, size = self.ROW.unpack_from(row)[:5]
+        pieces = -(-size // PIECE) if kind & 15 == 2 and size > PIECE else 0
+        return row[self.ROW.size + 32 * ((kind >> 4) + pieces) + length:].decode("utf-8")
+
     def sort(self, key):
-        """By key(Result)."""
-        self.rows.sort(key=lambda row: key(self.result_of_row(row)))
+        """By key(name)."""
+        self.rows.sort(key=lambda row: key(self.name_of_row(row)))
 
     def leave_out(self, names):
         """All but those with these names."""
-        self.rows = ([row for row in self.rows if self.result_of_row(row).name not in names] if names
+        self.rows = ([row for row in self.rows if self.name_of_row(row) not in names] if names
                      else self.rows)
 
 
@@ -1090,7 +1100,8 @@ class Collector:
         but, too_long, matchers = set(but), set(), compile_patterns(patterns)
 
         def asked(text):       # (declared_matcher() would take a file with a log's name, too)
-            return text in patterns or any(one.match("/".join(nfc_parts(text))) for one in matchers)
+            whole = "/".join(nfc_parts(text))
+            return text in patterns or any(one.match(whole) for one in matchers)
 
         def may_hold(text):
             return any(may_match_below(one, text) for one in patterns)
@@ -1217,13 +1228,14 @@ class Collector:
         """Puts all in a manifest's order, that of their parts; what another receiver could not tell apart
         stays here."""
         for group in (self.found, self.folders):
-            group.sort(key=lambda result: "\0".join(nfc_parts(result.name)))
+            group.sort(key=lambda name: "\0".join(nfc_parts(name)))
             last, twins = None, set()
-            for result in group:
-                if last is not None and nfc_parts(result.name.rstrip("/"))[:len(last)] == last:
-                    twins.add(result.name)
+            for name in group.names():
+                parts = nfc_parts(name.rstrip("/"))
+                if last is not None and parts[:len(last)] == last:
+                    twins.add(name)
                 else:
-                    last = nfc_parts(result.name.rstrip("/"))
+                    last = parts
             group.leave_out(twins)
             for name in sorted(twins):
                 self.keep_here(name, Stays("name"), name in self.named)
