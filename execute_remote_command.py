@@ -115,7 +115,9 @@ NEAR_BUNDLE, NEAR_AHEAD = 1 << 18, 3
 SECOND_SESSION = 8 << 20
 BULK = 64 << 20                # bytes from which on several connections pay for their log-ins
 NEAR = 0.004                   # seconds of round trip below which a host counts as being on the same LAN
-LEAST_PIECE = 2 << 20          # bytes of a piece of a large file; up to four times that of very large ones
+# bytes of a piece of a large file: where lines lose packets, what the slowest lane keeps back at the end is
+# little
+LEAST_PIECE, MOST_PIECE = 1 << 20, 8 << 20
 # connections at once: far, near, ever (a default sshd refuses at random from 10 on)
 STREAMS, NEAR_STREAMS, MOST_STREAMS = 6, 2, 8
 # requests under way in the only lane, in each of several: no round trip idle, little left behind by a slow
@@ -5427,7 +5429,7 @@ def choose_lanes(line, large, shares):
     on_line = sum(entry.size * (shares.get(entry.far, 2) / 2) for entry in large)
     lanes = line.settings.streams or (most if on_line >= BULK else 1)
     piece = max(LEAST_PIECE, total // (lanes * (512 if near else 64)))
-    return lanes, min(piece, 4 * LEAST_PIECE) // PIECE * PIECE     # (what is judged has a sum for each PIECE)
+    return lanes, min(piece, MOST_PIECE) // PIECE * PIECE          # (what is judged has a sum for each PIECE)
 
 
 def set_up_lanes(transfer, count):

@@ -479,7 +479,8 @@ def test_what_is_kept_in_little_memory_comes_out_as_it_went_in():
 
     assert [(told(result), mark) for mark, result in many.with_stamps()] == [(told(result), mark) for result, mark in pairs]
     assert list(map(told, many)) == [told(many[place]) for place in range(len(many))]
+    assert list(many.names()) == [result.name for result, mark in pairs]
     many.leave_out({"big", "far"})
-    many.sort(lambda result: result.name)
+    many.sort(lambda name: name)
     assert [result.name for result in many] == ["a", "empty/", "link é"]
     assert max(map(sys.getsizeof, many.rows[:2])) < 150

@@ -290,9 +290,9 @@ def test_connections_killed_at_each_point_are_opened_again_and_the_command_runs_
     assert not os.path.exists(lab.path("far", ident_of(out)))
 
 
-@pytest.mark.parametrize("name,row", [("piece 16", r"4 inputs files=\d bytes=(\d+)"), ("piece 48", r"8 fetch files=\d bytes=(\d+)")], ids=["in", "out"])
+@pytest.mark.parametrize("name,row", [("piece 32", r"4 inputs files=\d bytes=(\d+)"), ("piece 96", r"8 fetch files=\d bytes=(\d+)")], ids=["in", "out"])
 def test_pieces_that_arrived_are_not_moved_again(lab, here, name, row):
-    (here / "in" / "a").write_bytes(os.urandom(64 << 20))          # 32 pieces each way
+    (here / "in" / "a").write_bytes(os.urandom(64 << 20))          # 64 pieces each way
     one = Stepwise(lab, here, [name], "run", "hpc", "cp a b", "--in", "in/a", "--streams", "2")
     one.reached(name)
     lab.cut()
