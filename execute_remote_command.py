@@ -4266,7 +4266,7 @@ class Session:
     def send_program(self, packed):
         """This very file, which the door there is."""
         import zlib
-        data = zlib.compress(own_file()[0], 9) if packed else own_file()[0]
+        data = zlib.compress(own_file()[0]) if packed else own_file()[0]
         log("info" if self.line.run else "debug", self.line.run, "2 bring", host=self.line.host,
             bytes=len(data))
         self.write(b"%d\n" % len(data), data)
