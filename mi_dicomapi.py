@@ -456,6 +456,59 @@ VERDICTS = ("missing", "refused", "limit", "name", "unreadable", "changing", "ou
 FILES_GONE = "it was fetched, and its files had to make room for others"
 
 
+def calculation_of_caller(call, reading=False):
+    """The calculation that the call names (also by the beginning of its id), if it exists for this caller
+    (reading: a viewer sees all, as an operator does); otherwise the same 404 as for an unknown id. 409 if
+    there are several."""
+    all_users = {OPERATOR, VIEWER} if reading else {OPERATOR}
+    given = call["accept_id"]
+    # an id is of letters, digits and -, which sort before ~
+    begins = given + "~" if 8 <= len(given) < 36 else given
+    rows = call.relay.store.read("SELECT %s FROM calculations WHERE accept_id >= ? AND accept_id <= ? LIMIT"
+                                 " 1000" % BRIEF, given, begins)
+    found = [row
+             for row in rows
+             if (row["user"] == call.caller.user or all_users & call.caller.roles)
+             and token_covers(call.caller, row["site"])]
+    if not found:
+        raise ApiError(404, "There is no information for accept_id(%s)" % given)
+    if len(found) > 1:
+        raise ApiError(409,
+                       "accept_id(%s) is the beginning of %s"
+                       % (given, " ".join(row["accept_id"] for row in found[:10])), why="prefix")
+    return found[0]
+
+
+def claimed_by_caller(call):
+    """calculation_of_caller(), if the call's claim is the one in force; its lease is renewed. 409 with
+    why=claim for any other."""
+    row = calculation_of_caller(call)
+    if not row["claim"] or call.text("claim") != row["claim"] or row["protocol"] == 1:
+        if call.relay.claims.in_grace():
+            raise ApiError(503, "the relay was restored from a backup and takes stock; try again later")
+        raise ApiError(409, "another claim is in force (superseded)", why="claim", state=WORDS[row["state"]])
+    call.relay.claims.renew(row)
+    return row
+
+
+def make_step(call, name, row, **changes):
+    """Makes a step durable. Asked again after it was made: fine. From any other state: 409."""
+    step, claim = STEP[name], row["claim"]
+
+    def work(tx):
+        if move(call.relay, tx, step, row, claim if step.role == REMOTE else None, **changes):
+            return True
+        now = tx.db.execute("SELECT state, claim FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
+        if now is not None and now["state"] == step.to and (step.role != REMOTE or now["claim"] == claim):
+            return False                               # the answer was lost; the same again
+        if step.role == REMOTE and call.relay.claims.in_grace():
+            raise ApiError(503, "the relay was restored from a backup and takes stock; try again later")
+        raise ApiError(409, "%s is not possible now" % name, why="state",
+                       state=WORDS[now["state"]] if now else "")
+
+    return call.relay.store.write(work, name)
+
+
 def add_calcinfo(call):
     """1. Registers a calculation; the same user's same request_id gets the same one again."""
     info, relay = call["calc-info"], call.relay
@@ -1209,41 +1262,6 @@ def version_answer(relay, authenticated):
     return found
 
 
-def calculation_of_caller(call, reading=False):
-    """The calculation that the call names (also by the beginning of its id), if it exists for this caller
-    (reading: a viewer sees all, as an operator does); otherwise the same 404 as for an unknown id. 409 if
-    there are several."""
-    all_users = {OPERATOR, VIEWER} if reading else {OPERATOR}
-    given = call["accept_id"]
-    # an id is of letters, digits and -, which sort before ~
-    begins = given + "~" if 8 <= len(given) < 36 else given
-    rows = call.relay.store.read("SELECT %s FROM calculations WHERE accept_id >= ? AND accept_id <= ? LIMIT"
-                                 " 1000" % BRIEF, given, begins)
-    found = [row
-             for row in rows
-             if (row["user"] == call.caller.user or all_users & call.caller.roles)
-             and token_covers(call.caller, row["site"])]
-    if not found:
-        raise ApiError(404, "There is no information for accept_id(%s)" % given)
-    if len(found) > 1:
-        raise ApiError(409,
-                       "accept_id(%s) is the beginning of %s"
-                       % (given, " ".join(row["accept_id"] for row in found[:10])), why="prefix")
-    return found[0]
-
-
-def claimed_by_caller(call):
-    """calculation_of_caller(), if the call's claim is the one in force; its lease is renewed. 409 with
-    why=claim for any other."""
-    row = calculation_of_caller(call)
-    if not row["claim"] or call.text("claim") != row["claim"] or row["protocol"] == 1:
-        if call.relay.claims.in_grace():
-            raise ApiError(503, "the relay was restored from a backup and takes stock; try again later")
-        raise ApiError(409, "another claim is in force (superseded)", why="claim", state=WORDS[row["state"]])
-    call.relay.claims.renew(row)
-    return row
-
-
 def rows_of(call, ids):
     """{accept_id: row} of those calculations that exist for this caller; of at most LISTED. 413 for more."""
     found, ids, store = {}, list(ids), call.relay.store
@@ -1256,24 +1274,6 @@ def rows_of(call, ids):
                           % (BRIEF, ", ".join("?" * len(part))), call.caller.user, *part)
         found.update((row["accept_id"], row) for row in rows if token_covers(call.caller, row["site"]))
     return found
-
-
-def make_step(call, name, row, **changes):
-    """Makes a step durable. Asked again after it was made: fine. From any other state: 409."""
-    step, claim = STEP[name], row["claim"]
-
-    def work(tx):
-        if move(call.relay, tx, step, row, claim if step.role == REMOTE else None, **changes):
-            return True
-        now = tx.db.execute("SELECT state, claim FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
-        if now is not None and now["state"] == step.to and (step.role != REMOTE or now["claim"] == claim):
-            return False                               # the answer was lost; the same again
-        if step.role == REMOTE and call.relay.claims.in_grace():
-            raise ApiError(503, "the relay was restored from a backup and takes stock; try again later")
-        raise ApiError(409, "%s is not possible now" % name, why="state",
-                       state=WORDS[now["state"]] if now else "")
-
-    return call.relay.store.write(work, name)
 
 
 def check_page(page, before=None, reserved=()):

@@ -47,9 +47,9 @@ the command came to its own end in that moment
 contents (grep -n '^# ====' prints them with their lines):
   shared: alone                 no module is taken from where results arrive
   the nine steps                registering, waiting, fetching, the verdict
-  inputs, results, token        what was asked for
-  what this side remembers      what was declared: nothing else is stored
   what people see               lines while it runs, the last line, failures
+  what this side remembers      what was declared: nothing else is stored
+  inputs, results, token        what was asked for
   many at once                  futures, for Python programs and notebooks
   command line                  the words, one function for each
   fielded                       the nine steps in the words of a relay of before ("v1")
@@ -713,314 +713,6 @@ def tell_finish(relay, accept_id, console):
         console.say(_("the relay could not be told that the results are here: %s") % error)
 
 
-# ==== inputs, results, token ====
-
-def gather_inputs(words, say=None):
-    """The inputs [(path, size, name)] in the order of a manifest. 66 naming all that are missing; 64 for
-    names that cannot be. say (fielded words): is told what is missing, which goes empty then: module
-    libraries leave ports unconnected."""
-    found, bad = [], []
-    for word in dict.fromkeys(words):
-        (name, path), before = split_input(word), len(bad)
-        (add_input_directory if path.endswith("/") else add_input_file)(name, utf8(path), found, bad)
-        if say and len(bad) > before and not path.endswith("/"):
-            say(_("input %s: an empty file is sent in its place") % bad[-1])
-            found.append((NOTHING, 0, name))
-            bad.pop()
-    if bad:
-        raise missing_inputs(bad)
-    found.sort(key=lambda entry: "%d%s"
-               % (entry[2].endswith("/"), "\0".join(nfc_parts(entry[2].rstrip("/")))))
-    try:
-        check_manifest_names([entry[2] for entry in found], reserved=LOG_NAMES, folders=True)
-    except ValueError as error:
-        raise Stop(EX_USAGE, _("inputs: %s") % error)
-    return found
-
-
-def split_input(word):
-    """An input as typed -> (name on the wire, path): FILE, DIR/ or NAME=PATH."""
-    name, equals, path = word.partition("=")
-    if name and path and not os.path.lexists(utf8(word)):
-        return name.rstrip("/"), path
-    plain = os.path.normpath(word)
-    if plain == "..":
-        plain = utf8(os.path.abspath(plain)).decode("utf-8", "replace")
-    if plain.startswith(("/", "../")):
-        plain = os.path.basename(plain)
-    return plain if plain != "." else "", word
-
-
-def add_input_file(name, path, found, bad):
-    """Adds (path, size, name) to found, or to bad what is wrong with it."""
-    shown = path.decode("utf-8", "replace")
-    try:
-        info = os.stat(path)
-        if stat.S_ISDIR(info.st_mode):
-            bad.append(_("%s is a directory (%s/ would send all that is in it)") % (shown, shown))
-        elif not stat.S_ISREG(info.st_mode):
-            bad.append(_("%s is not a file") % shown)
-        elif not os.access(path, os.R_OK):
-            bad.append("%s: %s" % (shown, os.strerror(errno.EACCES)))
-        else:
-            found.append((path, info.st_size, name))
-    except OSError as error:
-        bad.append("%s: %s" % (shown, error.strerror))
-
-
-def add_input_directory(name, top, found, bad):
-    """As add_input_file(), for all files below the directory top, and for directories without any (their
-    names end with /). Symbolic links are followed, but into no directory that the way there has passed
-    already."""
-    todo = [(top, utf8(name), tuple(map(device_and_inode, directories_above(os.path.realpath(top)))))]
-    links = 0
-    while todo:
-        folder, at, above = todo.pop()
-        try:
-            info = os.stat(folder)
-            leaves = sorted(os.listdir(folder))
-        except OSError as error:
-            bad.append("%s: %s" % (folder.decode("utf-8", "replace"), error.strerror))
-            continue
-        above += ((info.st_dev, info.st_ino),)
-        paths = ((leaf, os.path.join(folder, leaf)) for leaf in leaves)
-        folders = {leaf: os.path.islink(path) for leaf, path in paths if os.path.isdir(path)}
-        links += sum(folders.values())
-        if links > MOST_LINKS:
-            return bad.append(_("%s: links to directories lead round and round")
-                              % top.decode("utf-8", "replace"))
-        if not leaves and at:
-            found.append((folder, 0, at.decode("utf-8", "surrogateescape") + "/"))
-        for leaf in leaves:
-            path, inner = os.path.join(folder, leaf), b"/".join(filter(None, (at, leaf)))
-            try:
-                shown = inner.decode("utf-8")
-            except UnicodeDecodeError:
-                bad.append(_("%s: its name is not UTF-8") % path.decode("utf-8", "replace"))
-                continue
-            if leaf not in folders:
-                add_input_file(shown, path, found, bad)
-            elif not folders[leaf] or device_and_inode(path) not in above:
-                todo.append((path, inner, above))
-
-
-def directories_above(path):
-    """The directories above an absolute path."""
-    while path not in (b"/", b"//"):
-        path = os.path.dirname(path)
-        yield path
-
-
-def device_and_inode(path):
-    """(device, inode) of what is there."""
-    info = os.stat(path)
-    return info.st_dev, info.st_ino
-
-
-def missing_inputs(bad):
-    """The Stop that names them, as far as a line can hold."""
-    more = [_("and %d more") % (len(bad) - KEPT_WORDS)] if len(bad) > KEPT_WORDS else []
-    return Stop(EX_NOINPUT,
-                _("nothing was registered; inputs that are missing or cannot be read: %s")
-                % "; ".join([text[:200] for text in bad[:KEPT_WORDS]] + more))
-
-
-def add_sums(found, console):
-    """Makes the inputs that were found [Input], each read once. 66 if one cannot be read after all."""
-    import hashlib
-    view = memoryview(bytearray(CHUNK))
-    console.stage(_("reading the inputs"), sum(entry[1] for entry in found))
-    for place, (path, size, name) in enumerate(found):
-        digest, size = hashlib.sha256(), 0
-        try:
-            if name.endswith("/"):
-                found[place] = Input(path, 0, name, digest.hexdigest(), False, os.stat(path).st_mtime)
-                continue
-            with open(path, "rb", buffering=0) as source:
-                info = os.fstat(source.fileno())
-                for got in iter(lambda: source.readinto(view), 0):
-                    digest.update(view[:got])
-                    size += got
-        except OSError as error:
-            raise missing_inputs(["%s: %s" % (name, error.strerror)])
-        console.moved(size)
-        found[place] = Input(path, size, name, digest.hexdigest(), bool(info.st_mode & 0o100), info.st_mtime)
-    return found
-
-
-def wanted_results(words):
-    """Declared results as (names, patterns). 64 for what cannot be one."""
-    names, patterns = [], []
-    try:
-        for word in words:
-            if "*" in word or "?" in word or word.endswith("/"):
-                patterns.append(word)
-            elif word not in LOG_NAMES:                # those come back always
-                names.append(check_name(word))
-        names = sorted(set(names), key=nfc_parts)
-        check_manifest_names(names, reserved=LOG_NAMES)
-        compile_patterns(patterns)
-    except ValueError as error:
-        raise Stop(EX_USAGE, _("results: %s") % error)
-    return names, patterns
-
-
-def find_token(token_file):
-    """The token's function: from token_file, MI_DISTCOMP_TOKEN, or a systemd credential. 78 if there is
-    none."""
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    credential = os.path.join(folder, "mi_distcomp_token") if folder else ""
-    if not token_file and os.environ.get("MI_DISTCOMP_TOKEN"):
-        token = checked_token(os.environ["MI_DISTCOMP_TOKEN"], "MI_DISTCOMP_TOKEN")
-        return lambda: token
-    if token_file or credential and os.path.exists(credential):
-        return token_from(token_file or credential)
-    raise Stop(EX_CONFIG,
-               _("no token: --token-file FILE, token_file in [workflow] of the ini, or MI_DISTCOMP_TOKEN"))
-
-
-def token_from(path):
-    """A function that returns the token in the file, read again when the file changes: a calculation outlives
-    its token."""
-    seen = [None, read_token(path)]
-
-    def token():
-        try:
-            info = os.stat(utf8(path))
-            if seen[0] not in (None, (info.st_mtime, info.st_ino)):
-                seen[1] = read_token(path)
-            seen[0] = info.st_mtime, info.st_ino
-        except (OSError, Stop):
-            pass                                       # the old one may still do
-        return seen[1]
-    return token
-
-
-def read_token(path):
-    """The token in a file that nobody else may read. 78 otherwise."""
-    try:
-        with open(utf8(path), encoding="ascii", errors="replace") as text:
-            if os.fstat(text.fileno()).st_mode & 0o077:
-                raise Stop(EX_CONFIG, _("%s: others may read this token; type: chmod 600 %s") % (path, path))
-            return checked_token(text.read(10000), path)
-    except OSError as error:
-        raise Stop(EX_CONFIG,
-                   _("%s: %s (the file with the token: --token-file, or token_file in the ini)")
-                   % (path, error.strerror))
-
-
-def checked_token(text, where):
-    """The token in text. 78 if there is none."""
-    text = text.strip()
-    if not re.match(r"[!-~]+\Z", text):
-        raise Stop(EX_CONFIG, _("%s: holds no token (one line of printable ASCII)") % where)
-    return text
-
-
-def take_token(word):
-    """The token of fielded words: itself, or fd:N. 78 if there is none."""
-    if not re.match(r"fd:\d+\Z", word):
-        return checked_token(word, "TOKEN")
-    try:
-        with open(int(word[3:]), encoding="ascii", errors="replace") as text:
-            return checked_token(text.read(10000), word)
-    except OSError as error:
-        raise Stop(EX_CONFIG, "%s: %s" % (word, error.strerror))
-
-
-def hide_token(words):
-    """Starts this program again with the token (words[2]) in a pipe, where ps does not show it."""
-    warning = _("warning: a token on the command line can be seen by others; a token file hides it (see"
-                " --help)")
-    sys.stderr.write("%s: %s\n" % (PROGRAM, warning))
-    sys.stderr.flush()
-    reader, writer = os.pipe()
-    os.write(writer, words[2].encode())
-    os.close(writer)
-    os.set_inheritable(reader, True)
-    flags = [flag for flag, on in (("-I", sys.flags.isolated), ("-S", sys.flags.no_site)) if on]
-    os.execv(sys.executable,
-             [os.fsencode(word) for word in [sys.executable] + flags + [os.path.abspath(__file__)]]
-             + [utf8(word) for word in words[:2] + ["fd:%d" % reader] + words[3:]])
-
-
-# ==== what this side remembers ====
-
-def remember(relay, accept_id, order, to=""):
-    """Notes what was declared, and where (to: default the current directory): `wait`, `result` and attach()
-    store these results only, whatever a relay calls its own. Kept for about three months; that it cannot be
-    noted is no failure (--out says it again)."""
-    folder = memory_folder()
-    if folder is None:
-        return
-    try:
-        if not os.path.isdir(folder):
-            os.makedirs(folder, 0o700, exist_ok=True)
-            forget(os.path.dirname(folder))
-        entry = {"url": relay.url, "names": order.names, "patterns": order.patterns,
-                 "to": os.path.abspath(to)}
-        with open(os.path.join(folder, utf8(accept_id) + b".new"), "w", encoding="utf-8",
-                  errors="surrogateescape") as out:
-            json.dump(entry, out)
-        os.rename(out.name, os.path.join(folder, utf8(accept_id)))
-    except OSError as error:
-        log("info", accept_id, "1 not remembered", why=error)
-
-
-def recall(relay, accept_id, to, options):
-    """What was declared of it, as Wanted. What is there may be replaced where it was ordered from, or in a
-    directory that was said. 64 if it is not known here."""
-    names, patterns, ordered = remembered(relay, accept_id)
-    agreed = options.agreed or len(options.words) > 2 or os.path.realpath(to) == os.path.realpath(ordered)
-    return Wanted(names, patterns, agreed, options.allow_refused)
-
-
-def remembered(relay, accept_id):
-    """(names, patterns, directory) of what was declared of it, as remember() has noted them. 64 if it is not
-    known here."""
-    top = memory_folder()
-    for month in sorted(os.listdir(os.path.dirname(top)), reverse=True) if top and os.path.isdir(
-            os.path.dirname(top)) else ():
-        try:
-            with open(os.path.join(os.path.dirname(top), month, utf8(accept_id)), encoding="utf-8",
-                      errors="surrogateescape") as text:
-                found = json.load(text)
-            if checked_texts(found["url"], str) == relay.url:
-                words = checked_texts(found["names"], list) + checked_texts(found["patterns"], list)
-                return wanted_results(words) + (checked_texts(found["to"], str),)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # broken: as if nothing were known
-            continue
-    raise Stop(EX_USAGE,
-               _("%s: what was declared as its results is not known on this side; say it once more: --out"
-                 " NAME... (--out '**': all)") % accept_id)
-
-
-def memory_folder(when=None):
-    """The directory in which this side remembers what calculations of a month have declared (bytes); None
-    where there is no home directory."""
-    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    if (not os.path.isabs(home)
-            or not os.path.isdir(utf8(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~")))):
-        return None
-    return utf8(os.path.join(home, "mi_distcomp_wf", time.strftime("%Y-%m", time.gmtime(when))))
-
-
-def forget(folder):
-    """Removes the months that are over for long."""
-    import shutil
-    for name in sorted(os.listdir(folder))[:-MONTHS]:
-        shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
-
-
-def checked_texts(found, kind):
-    """found if it is a `kind` (list or dict) of texts, as the relay's answers should hold them; ValueError
-    otherwise."""
-    if (isinstance(found, kind)
-            and all(isinstance(text, str) for text in (found.values() if kind is dict else found))):
-        return found
-    raise ValueError(_("the relay's answer holds no proper result"))
-
-
 # ==== what people see ====
 # verdicts of pollers and relays of before
 OLD_VERDICTS = {"not there": "missing", "changes": "changing", "link": "outside", "max_file": "limit",
@@ -1371,6 +1063,314 @@ def token_refused(relay, error):
     """What to do about a refused token: as the poller says it."""
     return _("%s: the token is refused (%s): get a valid one, role workflow, for this user and site") % (
         relay.url, printable(error.more.get("why") or error)[:200])
+
+
+# ==== what this side remembers ====
+
+def remember(relay, accept_id, order, to=""):
+    """Notes what was declared, and where (to: default the current directory): `wait`, `result` and attach()
+    store these results only, whatever a relay calls its own. Kept for about three months; that it cannot be
+    noted is no failure (--out says it again)."""
+    folder = memory_folder()
+    if folder is None:
+        return
+    try:
+        if not os.path.isdir(folder):
+            os.makedirs(folder, 0o700, exist_ok=True)
+            forget(os.path.dirname(folder))
+        entry = {"url": relay.url, "names": order.names, "patterns": order.patterns,
+                 "to": os.path.abspath(to)}
+        with open(os.path.join(folder, utf8(accept_id) + b".new"), "w", encoding="utf-8",
+                  errors="surrogateescape") as out:
+            json.dump(entry, out)
+        os.rename(out.name, os.path.join(folder, utf8(accept_id)))
+    except OSError as error:
+        log("info", accept_id, "1 not remembered", why=error)
+
+
+def recall(relay, accept_id, to, options):
+    """What was declared of it, as Wanted. What is there may be replaced where it was ordered from, or in a
+    directory that was said. 64 if it is not known here."""
+    names, patterns, ordered = remembered(relay, accept_id)
+    agreed = options.agreed or len(options.words) > 2 or os.path.realpath(to) == os.path.realpath(ordered)
+    return Wanted(names, patterns, agreed, options.allow_refused)
+
+
+def remembered(relay, accept_id):
+    """(names, patterns, directory) of what was declared of it, as remember() has noted them. 64 if it is not
+    known here."""
+    top = memory_folder()
+    for month in sorted(os.listdir(os.path.dirname(top)), reverse=True) if top and os.path.isdir(
+            os.path.dirname(top)) else ():
+        try:
+            with open(os.path.join(os.path.dirname(top), month, utf8(accept_id)), encoding="utf-8",
+                      errors="surrogateescape") as text:
+                found = json.load(text)
+            if checked_texts(found["url"], str) == relay.url:
+                words = checked_texts(found["names"], list) + checked_texts(found["patterns"], list)
+                return wanted_results(words) + (checked_texts(found["to"], str),)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # broken: as if nothing were known
+            continue
+    raise Stop(EX_USAGE,
+               _("%s: what was declared as its results is not known on this side; say it once more: --out"
+                 " NAME... (--out '**': all)") % accept_id)
+
+
+def memory_folder(when=None):
+    """The directory in which this side remembers what calculations of a month have declared (bytes); None
+    where there is no home directory."""
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    if (not os.path.isabs(home)
+            or not os.path.isdir(utf8(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~")))):
+        return None
+    return utf8(os.path.join(home, "mi_distcomp_wf", time.strftime("%Y-%m", time.gmtime(when))))
+
+
+def forget(folder):
+    """Removes the months that are over for long."""
+    import shutil
+    for name in sorted(os.listdir(folder))[:-MONTHS]:
+        shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+
+
+def checked_texts(found, kind):
+    """found if it is a `kind` (list or dict) of texts, as the relay's answers should hold them; ValueError
+    otherwise."""
+    if (isinstance(found, kind)
+            and all(isinstance(text, str) for text in (found.values() if kind is dict else found))):
+        return found
+    raise ValueError(_("the relay's answer holds no proper result"))
+
+
+# ==== inputs, results, token ====
+
+def gather_inputs(words, say=None):
+    """The inputs [(path, size, name)] in the order of a manifest. 66 naming all that are missing; 64 for
+    names that cannot be. say (fielded words): is told what is missing, which goes empty then: module
+    libraries leave ports unconnected."""
+    found, bad = [], []
+    for word in dict.fromkeys(words):
+        (name, path), before = split_input(word), len(bad)
+        (add_input_directory if path.endswith("/") else add_input_file)(name, utf8(path), found, bad)
+        if say and len(bad) > before and not path.endswith("/"):
+            say(_("input %s: an empty file is sent in its place") % bad[-1])
+            found.append((NOTHING, 0, name))
+            bad.pop()
+    if bad:
+        raise missing_inputs(bad)
+    found.sort(key=lambda entry: "%d%s"
+               % (entry[2].endswith("/"), "\0".join(nfc_parts(entry[2].rstrip("/")))))
+    try:
+        check_manifest_names([entry[2] for entry in found], reserved=LOG_NAMES, folders=True)
+    except ValueError as error:
+        raise Stop(EX_USAGE, _("inputs: %s") % error)
+    return found
+
+
+def split_input(word):
+    """An input as typed -> (name on the wire, path): FILE, DIR/ or NAME=PATH."""
+    name, equals, path = word.partition("=")
+    if name and path and not os.path.lexists(utf8(word)):
+        return name.rstrip("/"), path
+    plain = os.path.normpath(word)
+    if plain == "..":
+        plain = utf8(os.path.abspath(plain)).decode("utf-8", "replace")
+    if plain.startswith(("/", "../")):
+        plain = os.path.basename(plain)
+    return plain if plain != "." else "", word
+
+
+def add_input_file(name, path, found, bad):
+    """Adds (path, size, name) to found, or to bad what is wrong with it."""
+    shown = path.decode("utf-8", "replace")
+    try:
+        info = os.stat(path)
+        if stat.S_ISDIR(info.st_mode):
+            bad.append(_("%s is a directory (%s/ would send all that is in it)") % (shown, shown))
+        elif not stat.S_ISREG(info.st_mode):
+            bad.append(_("%s is not a file") % shown)
+        elif not os.access(path, os.R_OK):
+            bad.append("%s: %s" % (shown, os.strerror(errno.EACCES)))
+        else:
+            found.append((path, info.st_size, name))
+    except OSError as error:
+        bad.append("%s: %s" % (shown, error.strerror))
+
+
+def add_input_directory(name, top, found, bad):
+    """As add_input_file(), for all files below the directory top, and for directories without any (their
+    names end with /). Symbolic links are followed, but into no directory that the way there has passed
+    already."""
+    todo = [(top, utf8(name), tuple(map(device_and_inode, directories_above(os.path.realpath(top)))))]
+    links = 0
+    while todo:
+        folder, at, above = todo.pop()
+        try:
+            info = os.stat(folder)
+            leaves = sorted(os.listdir(folder))
+        except OSError as error:
+            bad.append("%s: %s" % (folder.decode("utf-8", "replace"), error.strerror))
+            continue
+        above += ((info.st_dev, info.st_ino),)
+        paths = ((leaf, os.path.join(folder, leaf)) for leaf in leaves)
+        folders = {leaf: os.path.islink(path) for leaf, path in paths if os.path.isdir(path)}
+        links += sum(folders.values())
+        if links > MOST_LINKS:
+            return bad.append(_("%s: links to directories lead round and round")
+                              % top.decode("utf-8", "replace"))
+        if not leaves and at:
+            found.append((folder, 0, at.decode("utf-8", "surrogateescape") + "/"))
+        for leaf in leaves:
+            path, inner = os.path.join(folder, leaf), b"/".join(filter(None, (at, leaf)))
+            try:
+                shown = inner.decode("utf-8")
+            except UnicodeDecodeError:
+                bad.append(_("%s: its name is not UTF-8") % path.decode("utf-8", "replace"))
+                continue
+            if leaf not in folders:
+                add_input_file(shown, path, found, bad)
+            elif not folders[leaf] or device_and_inode(path) not in above:
+                todo.append((path, inner, above))
+
+
+def directories_above(path):
+    """The directories above an absolute path."""
+    while path not in (b"/", b"//"):
+        path = os.path.dirname(path)
+        yield path
+
+
+def device_and_inode(path):
+    """(device, inode) of what is there."""
+    info = os.stat(path)
+    return info.st_dev, info.st_ino
+
+
+def missing_inputs(bad):
+    """The Stop that names them, as far as a line can hold."""
+    more = [_("and %d more") % (len(bad) - KEPT_WORDS)] if len(bad) > KEPT_WORDS else []
+    return Stop(EX_NOINPUT,
+                _("nothing was registered; inputs that are missing or cannot be read: %s")
+                % "; ".join([text[:200] for text in bad[:KEPT_WORDS]] + more))
+
+
+def add_sums(found, console):
+    """Makes the inputs that were found [Input], each read once. 66 if one cannot be read after all."""
+    import hashlib
+    view = memoryview(bytearray(CHUNK))
+    console.stage(_("reading the inputs"), sum(entry[1] for entry in found))
+    for place, (path, size, name) in enumerate(found):
+        digest, size = hashlib.sha256(), 0
+        try:
+            if name.endswith("/"):
+                found[place] = Input(path, 0, name, digest.hexdigest(), False, os.stat(path).st_mtime)
+                continue
+            with open(path, "rb", buffering=0) as source:
+                info = os.fstat(source.fileno())
+                for got in iter(lambda: source.readinto(view), 0):
+                    digest.update(view[:got])
+                    size += got
+        except OSError as error:
+            raise missing_inputs(["%s: %s" % (name, error.strerror)])
+        console.moved(size)
+        found[place] = Input(path, size, name, digest.hexdigest(), bool(info.st_mode & 0o100), info.st_mtime)
+    return found
+
+
+def wanted_results(words):
+    """Declared results as (names, patterns). 64 for what cannot be one."""
+    names, patterns = [], []
+    try:
+        for word in words:
+            if "*" in word or "?" in word or word.endswith("/"):
+                patterns.append(word)
+            elif word not in LOG_NAMES:                # those come back always
+                names.append(check_name(word))
+        names = sorted(set(names), key=nfc_parts)
+        check_manifest_names(names, reserved=LOG_NAMES)
+        compile_patterns(patterns)
+    except ValueError as error:
+        raise Stop(EX_USAGE, _("results: %s") % error)
+    return names, patterns
+
+
+def find_token(token_file):
+    """The token's function: from token_file, MI_DISTCOMP_TOKEN, or a systemd credential. 78 if there is
+    none."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    credential = os.path.join(folder, "mi_distcomp_token") if folder else ""
+    if not token_file and os.environ.get("MI_DISTCOMP_TOKEN"):
+        token = checked_token(os.environ["MI_DISTCOMP_TOKEN"], "MI_DISTCOMP_TOKEN")
+        return lambda: token
+    if token_file or credential and os.path.exists(credential):
+        return token_from(token_file or credential)
+    raise Stop(EX_CONFIG,
+               _("no token: --token-file FILE, token_file in [workflow] of the ini, or MI_DISTCOMP_TOKEN"))
+
+
+def token_from(path):
+    """A function that returns the token in the file, read again when the file changes: a calculation outlives
+    its token."""
+    seen = [None, read_token(path)]
+
+    def token():
+        try:
+            info = os.stat(utf8(path))
+            if seen[0] not in (None, (info.st_mtime, info.st_ino)):
+                seen[1] = read_token(path)
+            seen[0] = info.st_mtime, info.st_ino
+        except (OSError, Stop):
+            pass                                       # the old one may still do
+        return seen[1]
+    return token
+
+
+def read_token(path):
+    """The token in a file that nobody else may read. 78 otherwise."""
+    try:
+        with open(utf8(path), encoding="ascii", errors="replace") as text:
+            if os.fstat(text.fileno()).st_mode & 0o077:
+                raise Stop(EX_CONFIG, _("%s: others may read this token; type: chmod 600 %s") % (path, path))
+            return checked_token(text.read(10000), path)
+    except OSError as error:
+        raise Stop(EX_CONFIG,
+                   _("%s: %s (the file with the token: --token-file, or token_file in the ini)")
+                   % (path, error.strerror))
+
+
+def checked_token(text, where):
+    """The token in text. 78 if there is none."""
+    text = text.strip()
+    if not re.match(r"[!-~]+\Z", text):
+        raise Stop(EX_CONFIG, _("%s: holds no token (one line of printable ASCII)") % where)
+    return text
+
+
+def take_token(word):
+    """The token of fielded words: itself, or fd:N. 78 if there is none."""
+    if not re.match(r"fd:\d+\Z", word):
+        return checked_token(word, "TOKEN")
+    try:
+        with open(int(word[3:]), encoding="ascii", errors="replace") as text:
+            return checked_token(text.read(10000), word)
+    except OSError as error:
+        raise Stop(EX_CONFIG, "%s: %s" % (word, error.strerror))
+
+
+def hide_token(words):
+    """Starts this program again with the token (words[2]) in a pipe, where ps does not show it."""
+    warning = _("warning: a token on the command line can be seen by others; a token file hides it (see"
+                " --help)")
+    sys.stderr.write("%s: %s\n" % (PROGRAM, warning))
+    sys.stderr.flush()
+    reader, writer = os.pipe()
+    os.write(writer, words[2].encode())
+    os.close(writer)
+    os.set_inheritable(reader, True)
+    flags = [flag for flag, on in (("-I", sys.flags.isolated), ("-S", sys.flags.no_site)) if on]
+    os.execv(sys.executable,
+             [os.fsencode(word) for word in [sys.executable] + flags + [os.path.abspath(__file__)]]
+             + [utf8(word) for word in words[:2] + ["fd:%d" % reader] + words[3:]])
 
 
 # ==== many at once ====

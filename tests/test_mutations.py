@@ -172,8 +172,8 @@ def restored(site):
     return site.over(accept_id) + site.twice()
 
 
-SLOWLY = (RELAY, "    return call.relay.store.write(work, name)\n\n\ndef check_page",
-          "    time.sleep(4 if name == 'calc-start' and claim[:2] == '1.' else 0)\n    return call.relay.store.write(work, name)\n\n\ndef check_page")
+SLOWLY = (RELAY, "    return call.relay.store.write(work, name)\n\n\ndef add_calcinfo",
+          "    time.sleep(4 if name == 'calc-start' and claim[:2] == '1.' else 0)\n    return call.relay.store.write(work, name)\n\n\ndef add_calcinfo")
 # name -> (scenario, edits that stay, edits that take the guard away)
 MUTATIONS = {
     "lease check off in calc-start": (stale_claim, [], [
