@@ -1568,10 +1568,12 @@ class GateRun:
         """Waits for the command's end, makes it end after timeout or cancel: command_state()'s state and
         detail, and why we ended it ('': no)."""
         why = (self.last("stopping") or {"why": ""})["why"]              # whoever watched it before was at it
+        self.say_elsewhere("5 runs on another host, and only its files tell here")
         state, detail = wait_end(self.control, lambda: why or self.due_to_end())
         while state not in ("ended", "lost"):
             if not why:
                 why = self.note_stopping(self.due_to_end())
+                self.say_elsewhere("6 cannot be ended from here")
             if state == "ready":
                 try:
                     os.unlink(self.path(b"ready"))     # from now on it cannot start any more
@@ -1582,6 +1584,12 @@ class GateRun:
             until = time.monotonic() + 0.5
             state, detail = wait_end(self.control, lambda: time.monotonic() > until)
         return state, detail, why
+
+    def say_elsewhere(self, step):
+        """A line in the log, if the command runs on another host, which has this disk, too."""
+        state, note = command_state(self.control, time.time()) if self.wrapper is None else ("", None)
+        if state == "elsewhere":
+            log("warn", self.ident, step, runs_on=note.host)
 
     def due_to_end(self):
         """Why a command of this host must end now, or ''."""
@@ -5861,22 +5869,27 @@ class Progress:
 PLAIN = DECODE_WORDS + r"""case $3 in /*) b=$3;; "~/"*) b=$HOME/${3#"~/"};; *) b=$HOME/$3;; esac
 w=$b/$4
 case $2 in
-rsync) (umask 077; mkdir -p "$w") && cd "$w" && shift 4 && exec rsync "$@";;
 run) cd "$w" || exit
     "${SHELL:-/bin/sh}" -c "$5" </dev/null >remote_program_exec.log 2>&1
-    printf '\nmi_distcomp 2 ended %d\n' $?;;
+    printf '\nmi_distcomp 2 ended %d\n' $?
+    exit;;
+put) (umask 077; mkdir -p "$w") || exit;;
 esac
+cd "$w" && shift 4 && exec rsync "$@"
+echo mi_distcomp 2 closed >&2
+exit 1
 """
+CLOSED, CLOSED_WHY = "mi_distcomp 2 closed", "closed or removed by the command; fetch it there"
 
 
-def run_rsync(runner, *words):
-    """rsync over the control connection, in the run's directory there: (could it bring a part only?, what it
-    says). LineLost."""
+def run_rsync(runner, word, *words):
+    """rsync over the control connection, in the run's directory there (word: put makes it, get): (could it
+    bring a part only?, what it says). LineLost."""
     import shlex
     line = runner.line
     shell = " ".join(shlex.quote(word)
                      for word in line.options + ["-S", line.control, "-o", "ControlMaster=no"])
-    there = host_command(PLAIN, "2", "rsync", runner.settings.base, runner.ident)
+    there = host_command(PLAIN, "2", word, runner.settings.base, runner.ident)
     words = ["rsync", "-t", "--timeout=%d" % (runner.settings.alive * 4), "-e", shell, "--rsync-path=" + there
              ] + runner.settings.rsync_options + list(words)
     try:
@@ -5889,7 +5902,7 @@ def run_rsync(runner, *words):
     text = printable(" / ".join(said.splitlines()[:3])[:500])
     if done.returncode in (23, 24):
         log("error", runner.ident, "rsync", code=done.returncode, said=text)
-    if done.returncode in (0, 23, 24):
+    if done.returncode in (0, 23, 24) or CLOSED in said:
         return done.returncode != 0, said
     if done.returncode in (12, 127) and line.process.poll() is None:     # the line is there, rsync is not
         raise Stop(EX_CONFIG,
@@ -5911,7 +5924,7 @@ def plain_put(runner, entries):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         os.symlink(entry.near, path) if not entry.far.endswith("/") else None
     os.makedirs(folder, exist_ok=True)
-    if run_rsync(runner, "-rpLS", "--chmod=ug-s,o-t", "--", folder, line.host + ":./")[0]:
+    if run_rsync(runner, "put", "-rpLS", "--chmod=ug-s,o-t", "--", folder, line.host + ":./")[0]:
         raise Stop(EX_NOINPUT, _("%s: not all inputs could be sent (rsync says why)") % line.host)
     return sum(entry.size for entry in entries)
 
@@ -5945,8 +5958,12 @@ def plain_get(runner, arrivals):
     would; what rsync could not bring, its own words tell."""
     folder = arrivals.target.part_path(b"all")
     rules = default_values(INI_KEYS["outbound"])
-    partly, said = run_rsync(runner, "-rlIS", "--no-p", "--chmod=ugo=rwX", "--", runner.line.host + ":./",
-                             folder + b"/")
+    partly, said = run_rsync(runner, "get", "-rlIS", "--no-p", "--chmod=ugo=rwX", "--",
+                             runner.line.host + ":./", folder + b"/")
+    if CLOSED in said:
+        found = Verdicts()
+        found.add("unreadable", "%s/%s: %s" % (runner.settings.base, runner.ident, CLOSED_WHY))
+        return 0, found
     stays = verdicts_of_rsync(said, runner.ident)
     sent, found = runner.record.sent_inputs(), UnreadCollector(dict(rules, max_files=MOST_FILES),
                                                                lambda *words: None)

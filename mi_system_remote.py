@@ -1578,10 +1578,12 @@ class GateRun:
         """Waits for the command's end, makes it end after timeout or cancel: command_state()'s state and
         detail, and why we ended it ('': no)."""
         why = (self.last("stopping") or {"why": ""})["why"]              # whoever watched it before was at it
+        self.say_elsewhere("5 runs on another host, and only its files tell here")
         state, detail = wait_end(self.control, lambda: why or self.due_to_end())
         while state not in ("ended", "lost"):
             if not why:
                 why = self.note_stopping(self.due_to_end())
+                self.say_elsewhere("6 cannot be ended from here")
             if state == "ready":
                 try:
                     os.unlink(self.path(b"ready"))     # from now on it cannot start any more
@@ -1592,6 +1594,12 @@ class GateRun:
             until = time.monotonic() + 0.5
             state, detail = wait_end(self.control, lambda: time.monotonic() > until)
         return state, detail, why
+
+    def say_elsewhere(self, step):
+        """A line in the log, if the command runs on another host, which has this disk, too."""
+        state, note = command_state(self.control, time.time()) if self.wrapper is None else ("", None)
+        if state == "elsewhere":
+            log("warn", self.ident, step, runs_on=note.host)
 
     def due_to_end(self):
         """Why a command of this host must end now, or ''."""

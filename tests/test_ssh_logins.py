@@ -272,3 +272,40 @@ def test_a_command_of_another_node_is_lost_only_where_no_other_node_can_have_the
         assert process.wait(20) == 0 and on_node() == "ended"
     finally:
         subprocess.check_call(["umount", "-l", str(here / "disk")])
+
+
+def test_a_poller_that_is_started_on_another_node_of_the_same_home_says_where_the_command_runs_and_delivers_it(here, make_world):
+    suite.needs("root", "unshare")
+    if os.geteuid() != 0:
+        suite.pytest.skip("needs root itself: mount namespaces")
+    world = make_world(tls=False, commands=["hold"]).start()
+    base = os.path.join(world.folder, "poller", "base")
+    os.makedirs(base)
+    subprocess.check_call(["mount", "-t", "ramfs", "-o", "mode=700", "ramfs", base])         # other hosts may have it, too
+    try:
+        (here / "boot").write_text("00000000-1111-4222-8333-444444444444\n")
+        (here / "node").write_text(NODE)
+        (here / "python2").write_text('#!/bin/sh\nexec sh %s/node node2 %s/boot %s "$@"\n' % (here, here, suite.PYTHON))
+        (here / "python2").chmod(0o755)
+        commands = {"hold": "match = hold\nargv = /bin/sh\n    -c\n    until [ -e %s/go ]; do sleep 0.1; done; hostname >r\n    hold" % here}
+        accept_id = world.client().register("hold", results=["r"])
+        stopped = world.client().register("hold", results=["r"])
+        one = world.poller(commands, ini="jobs = 2\n")
+        suite.wait_until(lambda: {world.state_of(accept_id), world.state_of(stopped)} == {"running"})
+        one.kill()
+        world.python = str(here / "python2")
+        two = world.poller(commands, ini="jobs = 2\n")
+        suite.wait_until(lambda: "runs_on=%s" % os.uname().nodename in two.text(), 20, two.text)
+        world.client().ok("POST", "cancel-wait-calc", {"v": 2, "accept_id": stopped})
+        suite.wait_until(lambda: "cannot be ended from here" in two.text(), 20, two.text)
+        assert {world.state_of(accept_id), world.state_of(stopped)} == {"running"}
+        (here / "go").write_text("")
+        suite.wait_until(lambda: [world.state_of(one) for one in (accept_id, stopped)] == ["got", "got"], 30, two.text)
+        assert world.client().raw("GET", "files/%s/result/0?v=2" % accept_id)[1].decode().strip() == os.uname().nodename
+        info = world.client().ok("GET", "get-calc-result", {"v": 2, "accept_id": stopped})["result-info"]
+        assert info["reason"].startswith("cancelled"), info
+        assert two.stop() == 0, two.text()
+    finally:
+        for process in world.pollers:
+            process.kill()
+        subprocess.check_call(["umount", "-l", base])

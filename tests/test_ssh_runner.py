@@ -750,6 +750,9 @@ def test_a_far_side_without_python3_is_served_by_rsync_and_it_is_said(own, here,
     assert not (here / "big").exists() and os.path.isdir(own.path("far", ident_of(out)))
     code, out = run(own, here, "run", "hpc", "echo 1 >a; mkdir -p secret; echo 2 >secret/b; chmod 0 secret", "-q")
     assert code == 0 and os.geteuid() == 0 or code == 65 and (here / "a").exists(), out
+    code, out = run(own, here, "run", "hpc", "rm -rf $PWD")
+    assert code == 65 and "unreadable 1 (%s: closed or removed by the command" % own.path("far", ident_of(out)) in out.splitlines()[-2], out
+    assert not os.path.exists(own.path("far", ident_of(out)))
     out = start(own, here, "run", "hpc", "echo x >>%s" % (here / "count"), code=KILLED % "started").communicate(timeout=60)[0].decode()
     code, more = run(own, here, "resume", ident_of(out))
     assert code == 69 and own.path("far", ident_of(out)) in more.splitlines()[-1] and (here / "count").read_text() == "x\n", more
