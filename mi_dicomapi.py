@@ -2936,7 +2936,9 @@ def outcome_of(step, status, reason):
 
 
 def metrics(call):
-    """The figures, for Prometheus."""
+    """The figures, for Prometheus. They are of all sites."""
+    if call.caller.sites:
+        raise ApiError(403, "the figures are of all sites, and this token is for some only")
     return TextAnswer("text/plain; version=0.0.4; charset=utf-8", figures(call.relay).encode("utf-8"))
 
 
@@ -3177,7 +3179,8 @@ def conditions(call):
     """For `notify`: what holds now that somebody should know, and what has ended since `after` (the number of
     a step; -1: from now on). Waits for either to be another."""
     ended, after = ends_since(call.relay, call["after"])
-    found = conditions_of(call.relay)
+    ended, found = ([one for one in part if token_covers(call.caller, one["site"])]      # of its sites only
+                    for part in (ended, conditions_of(call.relay)))
     stamp = "%x" % binascii.crc32(json.dumps([(one["key"], one["level"]) for one in found]).encode("utf-8"))
     if not ended and stamp == call["known"] and time.monotonic() < call.until:
         return Park(("conditions",))
@@ -5667,9 +5670,19 @@ def tls_context(server):
 def certificate_end(path):
     """When the certificate in a PEM file ends, in seconds since the epoch; None if that cannot be known."""
     try:
-        return ssl.cert_time_to_seconds(ssl._ssl._test_decode_cert(path)["notAfter"])
+        return ssl.cert_time_to_seconds(ssl._ssl._test_decode_cert(path)["notAfter"]) if path else None
     except (AttributeError, KeyError, ValueError, OSError):
+        forget_tls_errors()
         return None
+
+
+def forget_tls_errors():
+    """What went wrong with a file OpenSSL remembers, and tells at this thread's next look at a connection; a
+    list of ciphers that is none makes Python forget it."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).set_ciphers("-")
+    except ssl.SSLError:
+        pass
 
 
 def level(text):

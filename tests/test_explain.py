@@ -297,7 +297,7 @@ def impatient(make_world, tmp_path, monkeypatch):
         (tmp_path / name).write_text(whole, encoding="utf-8")
     usual = suite.script
     monkeypatch.setattr(suite, "script", lambda name: str(tmp_path / name) if name in KNOBS else usual(name))
-    return Asker(make_world(tls=False, commands=["do", "late"], sites=(SITE, OTHER)).start())
+    return Asker(make_world(tls=False, commands=["do", "late", "after"], sites=(SITE, OTHER)).start())
 
 
 def test_what_stands_still_for_long_and_what_a_poller_that_tells_nothing_does(impatient):
@@ -312,7 +312,7 @@ def test_what_stands_still_for_long_and_what_a_poller_that_tells_nothing_does(im
     ask.becomes(fielded, "fielded-has-it", "nobody")
 
     late = "argv =\n    /bin/sh\n    -c\n    sleep 60\nmatch = late\ntimeout = 3s\n"
-    world.poller(dict(DO, late=late), ini="tell = no\n")
+    world.poller(dict(DO, late=late, after="argv = /bin/true\nmatch = after\npost = /bin/false\n"), ini="tell = no\n")
     runs = ask.client.register("do", "run", {"do": b"until [ -e %s/go ]; do sleep 0.1; done; kill -9 $$\n" % world.folder.encode()}, {}, site=SITE)
     ask.becomes(runs, "quiet", "starter", "mi_system_wf.py output " + runs)
     ask.here(runs, "quiet", "starter")
@@ -323,6 +323,7 @@ def test_what_stands_still_for_long_and_what_a_poller_that_tells_nothing_does(im
         pass
     assert "137" in ask.becomes(runs, "failed", "starter")["sentence"]["en"]
     ask.becomes(waits, "timeout", "starter", "mi_system_wf.py result " + waits)
+    assert "post" in ask.becomes(ask.register("after"), "abnormal", "starter")["sentence"]["en"]
     suite.run("mi_system_remote.py", "pause", "--ini", os.path.join(world.folder, "poller", "poller.ini"))
     ask.here(half, "paused", "admin")
     suite.run("mi_system_remote.py", "resume", "--ini", os.path.join(world.folder, "poller", "poller.ini"))

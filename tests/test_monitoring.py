@@ -6,6 +6,8 @@ import subprocess
 import time
 from urllib.parse import quote
 
+import pytest
+
 import suite
 from suite import SITE, wait_until
 
@@ -264,3 +266,15 @@ def test_the_alarms_of_the_readme_go_off_when_they_should_and_name_figures_that_
     (tmp_path / "test.yml").write_text(text)
     done = subprocess.run(["promtool", "test", "rules", str(tmp_path / "test.yml")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
     assert done.returncode == 0 and b"SUCCESS" in done.stdout, done.stdout.decode()
+
+
+@pytest.mark.parametrize("spoilt", [None, b"", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+def test_what_is_asked_after_the_figures_on_the_same_connection_is_answered(make_world, spoilt):
+    world = make_world(commands=["do"]).start()
+    client = world.client(world.issue("prometheus", "--roles", "metrics,workflow"))
+    client.connect()                                   # it knows the certificate as it was
+    if spoilt is not None:
+        with open(world.cert, "wb") as out:
+            out.write(spoilt)
+    for name in ("metrics", "version", "metrics", "v2/list?v=2", "metrics"):
+        assert client.raw("GET", name)[0] == 200, name

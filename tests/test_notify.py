@@ -265,3 +265,19 @@ def test_the_hook_for_mail_that_stands_in_the_readme_works(tmp_path):
     mail = to.read_text()
     assert mail.startswith("-oi -t\n") and "To: suzuki@example.org" in mail and "Message-ID: <%s@example.org>" % one.last["id"] in mail
     assert relay.run_hook([sys.executable, str(tmp_path / "hook.py")], {}, 20).startswith("it ended with 1")
+
+
+def test_a_token_for_some_sites_hears_of_these_only(told):
+    world, start, given = told
+    client, ids = world.client(), {}
+    for site in world.sites:
+        ids[site] = client.register("do", site=site)
+        client.ok("POST", "cancel-wait-calc", {"v": 2, "accept_id": ids[site]})
+        client.register("do", site=site)
+    viewer = world.client(world.issue("looker", "--roles", "viewer,metrics", "--sites", SITE))
+    found = viewer.ok("GET", "v2/conditions", {"v": 2, "after": 0})
+    assert {one["site"] for one in found["conditions"] + found["ended"]} == {SITE} and [one["key"] for one in found["ended"]] == ["ended:" + ids[SITE]], found
+    assert "u-sleeps" not in json.dumps(found) and viewer.raw("GET", "metrics")[0] == 403
+    found = world.client(world.issue("all", "--roles", "viewer")).ok("GET", "v2/conditions", {"v": 2, "after": 0})
+    assert {one["site"] for one in found["ended"]} == set(world.sites) and "no-backup" in [one["key"] for one in found["conditions"]]
+    assert client.call("GET", "v2/conditions", {"v": 2})[0] == 403
