@@ -161,7 +161,8 @@ def outcome(relay, accept_id, seconds=20, contents=True):
     info = client.ask("GET", "get-calc-result", {"v": 2, "accept_id": accept_id})["result-info"]
     info["files"] = {}
     for number, name in enumerate(info["result_files"] if contents else ()):
-        info["files"][name] = client.exchange("GET", "files/%s/result/%d?v=2" % (accept_id, number)).read()
+        answer = client.exchange("GET", "files/%s/result/%d?v=2" % (accept_id, number))
+        info["files"][name] = bytes(client.read_file(answer, answer.length, False))
     return info
 
 
