@@ -738,7 +738,7 @@ class Torture:
         rerun = {row["accept_id"] for row in self.world.rows("SELECT accept_id, request_id FROM calculations") if row["request_id"] in twice}
         with open(os.path.join(self.folder, "mi_dicomapi.py.out"), encoding="utf-8") as text:
             for line in text:
-                found = re.search(r" ([0-9a-f-]{36}) (?:8 end-send|8 lost|2 cancel-wait-calc|3 cancelled) ", line)
+                found = re.search(r" ([0-9a-f-]{36}) (?:8 end-send|8 lost|2 cancel-wait-calc|3 cancelled) site=", line)       # (who cancelled: by=)
                 if found and not self.counts["restore"]:
                     ends[found.group(1)] += 1
                 if "bug=" in line or "Traceback" in line:
