@@ -6336,13 +6336,17 @@ def check_host(options):
 
 def check_guard(options):
     """The external computer's side: rules, directories, key lines."""
-    rows = []
+    keys = os.path.expanduser("~/.ssh/authorized_keys")
+    lines_there = key_lines_in(keys)
+    elsewhere = "" if lines_there else _("; on the workflow system's side say: check HOST")
     try:
         rules = guard_rules(options)
-        rows.append((True, _("the guard's rules: %s") % rules["ini"]))
     except Stop as stop:
-        return [(False, str(stop))]
-    commands = list(rules["commands"].values())
+        return [(False, str(stop) + elsewhere)]
+    rows, commands = [(True, _("the guard's rules: %s") % rules["ini"])], list(rules["commands"].values())
+    if not commands and not lines_there:
+        return [(False, _("no guard is here: %s has no [command NAME], %s no key line") % (rules["ini"], keys)
+                 + elsewhere)]
     names = ", ".join("command " + command["name"] for command in commands)
     rows.append((bool(commands),
                  _("commands allowed: %s") % (names or _("none: add sections [command NAME] with argv ="))))
@@ -6353,16 +6357,19 @@ def check_guard(options):
     own = os.stat(script).st_mode & 0o022 and _("%s: others may write to it") % shown(script)
     for path, why in (script, own), (rules["base"], open_to_others(rules["base"])):
         rows.append((not why, why or _("%s: nobody else may write to it") % shown(path)))
-    keys = os.path.expanduser("~/.ssh/authorized_keys")
-    lines_there = []
-    if os.path.exists(keys):
-        with open(keys, encoding="utf-8", errors="replace") as text:
-            lines_there = [row for row in text if PROGRAM in row and not row.startswith("#")]
     rows.append((True if lines_there else None,
                  _("%s: %d key lines with this guard") % (keys, len(lines_there))))
     for row in lines_there:
         rows.append((row.startswith("restrict,"), _("key line begins with restrict: %s...") % row[:40]))
     return rows
+
+
+def key_lines_in(path):
+    """The lines of an authorized_keys that lead to this program."""
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8", errors="replace") as text:
+        return [row for row in text if PROGRAM in row and not row.startswith("#")]
 
 
 def check_upgrade(options):
@@ -6865,7 +6872,7 @@ def check_only_ours(path):
         if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
             raise Stop(EX_CONFIG,
                        _("%s: must belong to you or root, and nobody else may write to it (chown, chmod"
-                         " go-w)") % printable(place.decode("utf-8", "replace")))
+                         " go-w; or run this as its owner)") % printable(place.decode("utf-8", "replace")))
 
 
 def did_you_mean(word, known):
@@ -9182,8 +9189,9 @@ JA = {
     " (did you mean %s?)": " (%s のことですか?)",
     " (it belongs into %s)": " (%s に書くものです)",
     "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
-    "%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)":
-        "%s: 所有者は実行ユーザーか root とし、ほかの人が書き込めないようにしてください (chown, chmod go-w)",
+    "%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w; or"
+    " run this as its owner)":
+        "%s: 所有者は実行ユーザーか root とし、ほかの人が書き込めないようにしてください (chown, chmod go-w。または所有者として実行)",
     "the guard's rules: %s": "ガードの規則: %s",
     "more than %d patterns; a directory (DIR/) or ** stands for many":
         "パターンが %d 個を超えています。ディレクトリ (DIR/) や ** で多くの名前を一度に指定できます",
@@ -9333,6 +9341,9 @@ JA = {
     "asked for and not here: %s": "要求した結果のうち届かないもの: %s",
     "calculations there: %s": "先方の計算: %s",
     "python %s there, AES: %s": "先方の Python: %s、AES: %s",
+    "; on the workflow system's side say: check HOST": "。ワークフローシステム側では check ホスト を使ってください",
+    "no guard is here: %s has no [command NAME], %s no key line":
+        "この計算機に guard はありません: %s に [command 名前] がなく、%s に鍵の行がありません"
 }
 
 

@@ -1179,9 +1179,7 @@ def rerun(call):
             and row["accept_id"] in call.relay.claims.silent):
         step = STEP["rerun --force"]
     else:
-        raise ApiError(409,
-                       "rerun is possible from abnormal before finish, or out of contact with force and a"
-                       " reason", why="state", state=WORDS[row["state"]])
+        raise ApiError(409, why_no_rerun(row), why="state", state=WORDS[row["state"]])
 
     def work(tx):
         told = {"missing": "{}", "refused": "{}", "verdicts": "{}"}
@@ -1208,6 +1206,18 @@ def rerun(call):
     call.relay.claims.silent.pop(row["accept_id"], None)
     log("info", row["accept_id"], "2 rerun", by=call.caller.user, reason=reason)
     return {"message": "allowed again"}
+
+
+def why_no_rerun(row):
+    """Why a calculation cannot be run once more as it is, and what to do."""
+    if row["state"] in (GOT, FINISHED) and row["status"] != "abnormal":
+        return "it ended well; have another one run (run or submit, with a --request-id of its own)"
+    if row["state"] == FINISHED:
+        return ("its result was fetched already, and its inputs may be gone; have another one run (run or"
+                " submit, with a --request-id of its own)")
+    if row["state"] in (REGISTERED, ALLOWED):
+        return "it has not run yet"
+    return "it has not ended: cancel it first; one that is out of contact needs --force and a --reason"
 
 
 def end_calculation(call):
@@ -1840,7 +1850,7 @@ def redeem(call):
     """The one-use code of a kit for a token that its host has made: of that only the sum is told. Whoever
     asks again with the same sum, because the answer was lost, is answered again."""
     relay, hashed, now = call.relay, call["hash"], time.time()
-    code = hashlib.sha256(call["code"].encode()).hexdigest()
+    code = hashlib.sha256(utf8(call["code"])).hexdigest()
     if not re.match("[0-9a-f]{64}\\Z", hashed):
         raise ApiError(400, "hash is the sha256 of a token")
     if not relay.store.read("SELECT 1 FROM tokens WHERE hash = ? AND login = ?", code, CODE):
@@ -5922,9 +5932,9 @@ def cmd_check(options):
     rows = [(None, _("running as root; better as a user of its own"))] if os.geteuid() == 0 else []
     rows.append(finding_of_file(path, 0o755))
     rows += check_commands(conf)
-    for key, mode in (("certfile", 0o755), ("keyfile", 0o640), ("client_ca", 0o755), ("logfile", 0o640)):
-        if server[key]:
-            rows.append(finding_of_file(server[key], mode))
+    modes = {server[key]: mode for key, mode in (("certfile", 0o755), ("keyfile", 0o640),
+                                                 ("client_ca", 0o755), ("logfile", 0o640)) if server[key]}
+    rows += [finding_of_file(path, mode) for path, mode in modes.items()]
     rows += check_certificate(server)
     if server["auth"] == "gateway":
         closed = bool(server["gateway_secret_file"] or server["client_ca"])
@@ -6872,7 +6882,7 @@ def cmd_init(options):
         return renew_certificate(root, ini, options.name)
     check_init_words(options, there)
     made = add_to_relay(root, ini, options) if there else make_relay(root, options)
-    tell_made(options, root, ini, made)
+    tell_made(options, root, ini, made, not there)
 
 
 def check_init_words(options, there):
@@ -7228,26 +7238,27 @@ def new_code(db, kit, until):
     return "-".join(re.findall("....", code))
 
 
-def tell_made(options, root, ini, made):
+def tell_made(options, root, ini, made, fresh):
     """What was made, and what to type next."""
     rows = [{"kit": os.path.join(root, "kits", kit.name), "role": kit.role, "sum": found, "until": until}
             for kit, until, found in made]
     if options.json:
         return print(json_of({"ini": ini, "kits": rows}))
-    print(_("the relay is in %s; start it:") % root)
-    print("    python3 %s serve --ini %s" % (os.path.abspath(__file__), ini))
+    if fresh:
+        print(_("the relay is in %s; start it:") % root)
+        print("    python3 %s serve --ini %s\n" % (os.path.abspath(__file__), ini))
     for row in rows:
-        print()
-        print(_("for the admin of %s: copy the kit there, and start it:") % options.site
-              if row["role"] == REMOTE
-              else _("for the modules of %s, on this host or another one of the workflow system:")
-              % options.user)
-        print("    scp -r %s HOST:" % row["kit"] if row["role"] == REMOTE else "    %s" % row["kit"])
-        print("    python3 %s/mi_system_remote.py poll" % os.path.basename(row["kit"])
-              if row["role"] == REMOTE
-              else "    python3 %s/mi_system_wf.py run %s hello" % (row["kit"], options.site))
-        print("    " + _("sum of its SHA256SUMS, for whoever receives it to compare: %s") % row["sum"])
-        print("    " + _("its code is good once, until %s") % day_and_hour(row["until"]))
+        if row["role"] == REMOTE:
+            lines = [_("for the admin of %s: copy the kit there, and start it:") % options.site,
+                     "scp -r %s HOST:" % row["kit"],
+                     "python3 %s/mi_system_remote.py poll" % os.path.basename(row["kit"])]
+        else:
+            lines = [_("for the modules of %s, on this host or another one of the workflow system:")
+                     % options.user, row["kit"],
+                     "python3 %s/mi_system_wf.py run %s hello" % (row["kit"], options.site)]
+        lines += [_("sum of its SHA256SUMS, for whoever receives it to compare: %s") % row["sum"],
+                  _("its code is good once, until %s") % day_and_hour(row["until"])]
+        print("\n    ".join(lines))
 
 
 # ==== fielded ====
@@ -8740,7 +8751,7 @@ def check_only_ours(path):
         if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
             raise Stop(EX_CONFIG,
                        _("%s: must belong to you or root, and nobody else may write to it (chown, chmod"
-                         " go-w)") % printable(place.decode("utf-8", "replace")))
+                         " go-w; or run this as its owner)") % printable(place.decode("utf-8", "replace")))
 
 
 def did_you_mean(word, known):
@@ -11100,8 +11111,9 @@ JA = {
     "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
     " (did you mean %s?)": " (%s のことですか?)",
     " (it belongs into %s)": " (%s に書くものです)",
-    "%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)":
-        "%s: 所有者は実行ユーザーか root とし、ほかの人が書き込めないようにしてください (chown, chmod go-w)",
+    "%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w; or"
+    " run this as its owner)":
+        "%s: 所有者は実行ユーザーか root とし、ほかの人が書き込めないようにしてください (chown, chmod go-w。または所有者として実行)",
     "more than %d patterns; a directory (DIR/) or ** stands for many":
         "パターンが %d 個を超えています。ディレクトリ (DIR/) や ** で多くの名前を一度に指定できます",
     "no %s in %s; say --ini FILE": "%s が %s にありません。--ini FILE で指定してください",

@@ -2488,6 +2488,8 @@ class Poller:
         self.busy_at = time.monotonic()                # when there was work
         self.stuck = []            # why something stays here, of a run that ends
         self.told = (None, 0.0)    # what presence() told the relay last, and when
+        self.new_token = threading.Event()             # somebody has put another one into its file
+        self.token_stamp = stamp_of(self.keys["token_file"])
 
     def take_settings(self, settings, commands):
         """Takes the ini's values into force."""
@@ -2575,7 +2577,8 @@ class Poller:
             calc.try_now.wait(wait)
             calc.try_now.clear()
         else:
-            time.sleep(wait)
+            self.new_token.wait(wait)
+            self.new_token.clear()
 
     def put_off(self, calc, relay, wait):
         """Waits until calc is tried again. A result that the relay refuses takes no slot meanwhile."""
@@ -2752,6 +2755,7 @@ class Poller:
             except (AttributeError, TypeError, OSError):
                 pass                                   # it is not connected at the moment
         self.take_resends()
+        self.look_at_token()
         stamp = stamp_of(self.ini)
         if stamp == self.seen != self.stamp and stamp:                   # it stands still since the last look
             self.stamp = stamp
@@ -2763,6 +2767,15 @@ class Poller:
         elif time.monotonic() - self.busy_at > limit:
             log("info", None, "nothing to do: it ends", idle_exit=limit)
             self.end_with(0)
+
+    def look_at_token(self):
+        """Another token in its file: what waits because the old one was refused is tried at once."""
+        stamp = stamp_of(self.keys["token_file"])
+        if stamp != self.token_stamp:
+            self.token_stamp = stamp
+            self.new_token.set()
+            for calc in list(self.under_way.values()):
+                calc.try_now.set()
 
     def take_resends(self):
         """Does at once what `resend` has asked for."""
@@ -3681,18 +3694,24 @@ def cmd_hello(options, settings, ini):
 
 
 def cmd_enroll(options, settings, ini):
-    """A token for the one-use code of a kit, which is asked for (without a terminal: a line of standard
-    input)."""
+    """A token for the one-use code of a kit, in the place of an old one: of the file token_file.code, or
+    asked for (without a terminal: a line of standard input)."""
     keys = settings["poller"]
     for key in ("url", "site", "token_file"):
         if not keys[key]:
             raise Stop(EX_CONFIG, _("%s: [poller] %s is not set") % (ini or INI_NAME, key))
-    if sys.stdin.isatty():
+    path, there = keys["token_file"] + ".code", has_code(keys["token_file"])
+    if there:
+        with open(utf8(path), encoding="ascii", errors="replace") as text:
+            code = text.read(1000)
+    elif sys.stdin.isatty():
         import getpass
         code = getpass.getpass(_("code: "))
     else:
         code = sys.stdin.readline(1000)
     print(enroll(stranger(keys), code, keys["token_file"], "remote", keys["site"]))
+    if there:
+        os.unlink(utf8(path))
 
 
 def enroll_once(options, keys):
@@ -7478,7 +7497,9 @@ def enroll(relay, code, path, role, site):
     and put on the disk first, and only its sum is told: a lost answer, or a death in between, costs nothing.
     77 if the code is refused."""
     import hashlib
-    part = path + ".new"
+    code, part = re.sub(r"[\s-]", "", code).upper(), path + ".new"
+    if not re.match(r"[A-Z2-7]{24}\Z", code):
+        raise Stop(EX_USAGE, _("that is no code of a kit: 24 letters and digits, like ABCD-EFGH-..."))
     try:
         put_token(part, os.urandom(32).hex())
     except FileExistsError:                            # of a start that did not come to its end
@@ -7488,9 +7509,10 @@ def enroll(relay, code, path, role, site):
     if not re.match(r"[0-9a-f]{64}\Z", token):         # its disk was full
         os.unlink(utf8(part))
         return enroll(relay, code, path, role, site)
-    fields = {"v": 2, "code": re.sub(r"[\s-]", "", code).upper(), "role": role, "site": site,
+    fields = {"v": 2, "code": code, "role": role, "site": site,
               "hash": hashlib.sha256(token.encode()).hexdigest()}
     relay.fatal_kinds = ("certificate", "name", "dns")
+    relay.on_outage = lambda why: why and log("warn", None, "enroll", why=why)
     try:
         found = relay.ask("POST", "v2/redeem", fields, patience=60)
     except RelayRefused as error:
@@ -7828,7 +7850,7 @@ def check_only_ours(path):
         if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
             raise Stop(EX_CONFIG,
                        _("%s: must belong to you or root, and nobody else may write to it (chown, chmod"
-                         " go-w)") % printable(place.decode("utf-8", "replace")))
+                         " go-w; or run this as its owner)") % printable(place.decode("utf-8", "replace")))
 
 
 def did_you_mean(word, known):
@@ -8541,8 +8563,8 @@ SUBCOMMANDS = {
              "Prints a systemd unit for this user and this ini.",
              "unit >mi_system_remote.service", "--once --timer --cloud-init"),
     "enroll": (cmd_enroll, "",
-               "Asks for the one-use code of a kit, and keeps the token that it is exchanged for in"
-               " token_file. (A file token_file.code is used by the first `poll`.)",
+               "Exchanges a kit's one-use code for a token in token_file: that of a file token_file.code, or"
+               " one that it asks for. (The first `poll` does it by itself.)",
                "enroll", ""),
     "login": (cmd_login, "[USER]",
               "Asks for the password (relays with auth = login), and keeps the token in token_file.",
@@ -8891,8 +8913,9 @@ JA = {                         # what a person reads, in Japanese
     "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
     " (did you mean %s?)": " (%s のことですか?)",
     " (it belongs into %s)": " (%s に書くものです)",
-    "%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)":
-        "%s: 所有者は実行ユーザーか root とし、ほかの人が書き込めないようにしてください (chown, chmod go-w)",
+    "%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w; or"
+    " run this as its owner)":
+        "%s: 所有者は実行ユーザーか root とし、ほかの人が書き込めないようにしてください (chown, chmod go-w。または所有者として実行)",
     "more than %d patterns; a directory (DIR/) or ** stands for many":
         "パターンが %d 個を超えています。ディレクトリ (DIR/) や ** で多くの名前を一度に指定できます",
     "no %s in %s; say --ini FILE": "%s が %s にありません。--ini FILE で指定してください",
@@ -9068,9 +9091,12 @@ JA = {                         # what a person reads, in Japanese
     "For trying, as a command of the ini: reads the inputs, says their names, sizes and sums, and makes"
     " hello.txt of it.":
         "試すための、ini に書くコマンド。入力を読み、名前・大きさ・sha256 を表示し、hello.txt に書きます。",
-    "Asks for the one-use code of a kit, and keeps the token that it is exchanged for in token_file. (A"
-    " file token_file.code is used by the first `poll`.)":
-        "一式の登録コード (一度だけ有効) を尋ね、引き換えたトークンを token_file に保存します。(token_file.code というファイルがあれば、最初の poll が使います。)",
+    "Exchanges a kit's one-use code for a token in token_file: that of a file token_file.code, or one that it"
+    " asks for. (The first `poll` does it by itself.)":
+        "一式の登録コード (一度だけ有効) をトークンに替えて token_file に保存します。コードは token_file.code というファイルのもの、"
+        "なければ尋ねます。(最初の poll は自動で行います。)",
+    "that is no code of a kit: 24 letters and digits, like ABCD-EFGH-...":
+        "一式の登録コードではありません。ABCD-EFGH-... のような 24 文字の英数字です",
     "%s: is not there yet: the first start exchanges the code in %s for it":
         "%s: まだありません。最初の起動で、%s の登録コードと引き換えられます",
     "%s: the relay says: %s; its operator makes a new kit (mi_dicomapi.py init), of which the file %s is"

@@ -954,15 +954,16 @@ def report_end(result, to, options, console):
     console.close()
     if result.exit_code:
         console.tell = options.tell                      # -q is silent about success only
-    for name in sorted(result.missing)[:KEPT_WORDS]:
+    begun = result.ended_by not in ("poller", "relay")   # else nothing could come: the last line says why
+    for name in sorted(result.missing)[:KEPT_WORDS] if begun else ():
         console.say(_("the declared result %s is missing: %s")
                     % (name, why_missing(name, result.missing[name])))
-    if len(result.missing) > KEPT_WORDS:
+    if len(result.missing) > KEPT_WORDS and begun:
         console.say(_("and %d more") % (len(result.missing) - KEPT_WORDS))
     code = result.exit_code
     if options.fielded:
         code = 0 if result.status == "completed" else V1_ABNORMAL
-    if result.verdicts:
+    if result.verdicts and begun:
         console.say(_("asked for and not here: %s")
                     % "; ".join(verdict_words(*pair) for pair in sorted(result.verdicts.items())))
     console.say(last_line(result, to, code))
@@ -989,8 +990,9 @@ def last_line(result, to, code):
         text = _("the command ended with 0, but the calculation is not complete (%s); exit code %d is this"
                  " program's") % (why or reason or result.status, code)
     else:
-        text = _("exit code %d is this program's, not the command's (%s: %s; %s may say more)") % (
-            code, result.ended_by, reason or result.status, LOG_NAMES[1])
+        more = _("; %s may say more") % LOG_NAMES[1] if LOG_NAMES[1] in result.files else ""
+        text = _("exit code %d is this program's, not the command's (%s: %s%s)") % (
+            code, result.ended_by, reason or result.status, more)
     return text + _("; %d files in %s") % (len(result.files), to)
 
 
@@ -4435,7 +4437,9 @@ def enroll(relay, code, path, role, site):
     and put on the disk first, and only its sum is told: a lost answer, or a death in between, costs nothing.
     77 if the code is refused."""
     import hashlib
-    part = path + ".new"
+    code, part = re.sub(r"[\s-]", "", code).upper(), path + ".new"
+    if not re.match(r"[A-Z2-7]{24}\Z", code):
+        raise Stop(EX_USAGE, _("that is no code of a kit: 24 letters and digits, like ABCD-EFGH-..."))
     try:
         put_token(part, os.urandom(32).hex())
     except FileExistsError:                            # of a start that did not come to its end
@@ -4445,9 +4449,10 @@ def enroll(relay, code, path, role, site):
     if not re.match(r"[0-9a-f]{64}\Z", token):         # its disk was full
         os.unlink(utf8(part))
         return enroll(relay, code, path, role, site)
-    fields = {"v": 2, "code": re.sub(r"[\s-]", "", code).upper(), "role": role, "site": site,
+    fields = {"v": 2, "code": code, "role": role, "site": site,
               "hash": hashlib.sha256(token.encode()).hexdigest()}
     relay.fatal_kinds = ("certificate", "name", "dns")
+    relay.on_outage = lambda why: why and log("warn", None, "enroll", why=why)
     try:
         found = relay.ask("POST", "v2/redeem", fields, patience=60)
     except RelayRefused as error:
@@ -4742,7 +4747,7 @@ def check_only_ours(path):
         if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
             raise Stop(EX_CONFIG,
                        _("%s: must belong to you or root, and nobody else may write to it (chown, chmod"
-                         " go-w)") % printable(place.decode("utf-8", "replace")))
+                         " go-w; or run this as its owner)") % printable(place.decode("utf-8", "replace")))
 
 
 def did_you_mean(word, known):
@@ -5537,8 +5542,9 @@ JA = {
     "%s: no such file (--ini)": "%s: ファイルがありません (--ini)",
     " (did you mean %s?)": " (%s のことですか?)",
     " (it belongs into %s)": " (%s に書くものです)",
-    "%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w)":
-        "%s: 所有者は実行ユーザーか root とし、ほかの人が書き込めないようにしてください (chown, chmod go-w)",
+    "%s: must belong to you or root, and nobody else may write to it (chown, chmod go-w; or"
+    " run this as its owner)":
+        "%s: 所有者は実行ユーザーか root とし、ほかの人が書き込めないようにしてください (chown, chmod go-w。または所有者として実行)",
     "more than %d patterns; a directory (DIR/) or ** stands for many":
         "パターンが %d 個を超えています。ディレクトリ (DIR/) や ** で多くの名前を一度に指定できます",
     "no %s in %s; say --ini FILE": "%s が %s にありません。--ini FILE で指定してください",
@@ -5736,8 +5742,9 @@ JA = {
         "外部計算機ではディレクトリか、ファイルではないものです。ディレクトリの中身すべてなら %s/ と指定してください",
     "the command ended with 0, but the calculation is not complete (%s); exit code %d is this program's":
         "コマンドは 0 で終わりましたが計算は完全ではありません (%s)。終了コード %d はこのプログラムのものです",
-    "exit code %d is this program's, not the command's (%s: %s; %s may say more)":
-        "終了コード %d はこのプログラムのもので、コマンドのものではありません (%s: %s。%s も見てください)",
+    "exit code %d is this program's, not the command's (%s: %s%s)":
+        "終了コード %d はこのプログラムのもので、コマンドのものではありません (%s: %s%s)",
+    "; %s may say more": "。%s も見てください",
     "; %d files in %s": "。ファイル %d 件を %s に置きました",
     "the declared result %s is missing: %s": "宣言された結果 %s がありません: %s",
     "interrupted; nothing was registered": "中断されました。登録していません",
@@ -5753,6 +5760,8 @@ JA = {
     "%s: not an ACCEPT_ID (run and submit print it; its first eight characters do)":
         "%s: ACCEPT_ID ではありません (run や submit が表示するもの。先頭 8 文字でも構いません)",
     "%s: interrupted; it was waiting and is deleted": "%s: 中断されました。待っていた計算は削除しました",
+    "that is no code of a kit: 24 letters and digits, like ABCD-EFGH-...":
+        "一式の登録コードではありません。ABCD-EFGH-... のような 24 文字の英数字です",
     "%s: is not there yet: the first start exchanges the code in %s for it":
         "%s: まだありません。最初の起動で、%s の登録コードと引き換えられます",
     "%s: the relay says: %s; its operator makes a new kit (mi_dicomapi.py init), of which the file %s is"

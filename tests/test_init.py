@@ -27,7 +27,7 @@ LATER = """import sys, time
 shift, path = float(sys.argv[1]), sys.argv[2]
 sys.argv, now = sys.argv[2:], time.time
 time.time = lambda: now() + shift
-exec(compile(open(path).read(), path, "exec"), {"__name__": "__main__", "__file__": path})
+exec(compile(open(path, "rb").read(), path, "exec"), {"__name__": "__main__", "__file__": path})
 """                                                    # a program whose clock differs
 
 
@@ -163,6 +163,8 @@ class Hosts:
         self.address, self.uids = "127.0.0.1", [os.geteuid()] * 2
         if spaces:
             suite.needs("root", "ip", "setpriv")
+            if os.geteuid() != 0:
+                pytest.skip("needs root itself: network namespaces")
             self.uids, self.python, self.address = [65533, 65532], suite.python_for_others(), "10.97.1.1"
             self.spaces = ["mi%s%d" % (letter, os.getpid()) for letter in "de"]
             for name in self.spaces:
@@ -341,6 +343,8 @@ def test_a_newer_kit_makes_the_code_of_the_older_one_void_and_renews_a_token_tha
     shutil.rmtree(relay.made_kit())
     assert init(relay.folder, "--site", SITE, "--user", relay.user).returncode == 0
     shutil.copy(os.path.join(relay.made_kit(), "token.code"), kit)
+    done = relay.poll(kit, "enroll")                   # as the next start would
+    assert done.returncode == 0 and relay.user in done.stdout and not os.path.exists(os.path.join(kit, "token.code")), done.stderr
     assert relay.poll(kit).returncode == 0
 
 
@@ -354,6 +358,8 @@ def test_the_code_can_be_typed_instead_and_is_in_no_command_line(relay, tmp_path
     assert relay.poll(kit).returncode == 0
     done = kit_run(os.path.join(kit, "mi_system_remote.py"), "enroll", "ABCD-EFGH")
     assert done.returncode == 64 and suite.one_line(done.stderr)
+    done = kit_run(os.path.join(kit, "mi_system_remote.py"), "enroll")                   # nothing is typed
+    assert done.returncode == 64 and "no code of a kit" in done.stderr and suite.one_line(done.stderr)
 
 
 def test_check_changes_nothing_before_the_first_start_and_says_what_that_will_do(relay):

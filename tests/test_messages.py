@@ -93,7 +93,8 @@ ENDS = [({"exit_code": 143, "signal": 15, "status": "abnormal", "reason": "cance
         ({"exit_code": 143, "signal": 15, "status": "abnormal", "reason": "timeout"}, 143, "own exit code.: timeout"),
         ({"exit_code": 1, "status": "abnormal", "reason": "disk: No space left on device"}, 1, "own exit code.: disk: No space"),
         ({"exit_code": 3, "status": "abnormal", "reason": "exit code 3"}, 3, "ended with 3 .its own exit code.; 0 files"),
-        ({"exit_code": None, "status": "abnormal", "reason": "refused: the command is not in this host's list: c"}, 77, "refused: the command is not in"),
+        ({"exit_code": None, "status": "abnormal", "reason": "refused: the command is not in this host's list: c"}, 77,
+         r"refused: the command is not in this host's list: c\); 0 files"),
         ({"exit_code": None, "status": "abnormal", "reason": "disk: no room"}, 74, "disk: no room"),
         ({"exit_code": None, "status": "abnormal", "reason": "cancelled: by hand"}, 130, "cancelled: by hand"),
         ({"result_names": ["res"], "refused": {"res": "not a file"}}, 65, "res: is a directory.*declare res/"),
@@ -117,8 +118,17 @@ def test_the_last_line_holds_the_reason(info, code, says, tmp_path):
 def test_why_a_poller_refused_is_in_the_last_line(busy):
     done = busy.workflow("run", SITE, "unlisted", "--out", "life.json")
     assert done.returncode == 77 and re.search("refused: .*unlisted: it is not in this host.s list", done.stdout.splitlines()[-1]), done.stdout
+    assert "life.json" not in done.stdout              # a command that never ran has left nothing out
     code, lines = do(busy, "mkdir res; echo x >res/x", "--out", "res")
     assert code == 65 and "declare res/" in lines[-1], lines
+
+
+def test_what_cannot_be_run_once_more_says_why_and_what_to_do(busy):
+    for what, says in (("exit 3", "fetched already.*--request-id"), ("true", "ended well.*--request-id")):
+        code, lines = do(busy, what)
+        accept_id = re.search(r"[0-9a-f-]{36}", "\n".join(lines)).group()
+        done = busy.workflow("rerun", accept_id)
+        assert done.returncode == 77 and re.search(says, done.stderr), done.stderr
 
 
 def test_the_output_of_a_short_command_is_shown(busy):

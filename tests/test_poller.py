@@ -878,3 +878,20 @@ def test_directories_that_cannot_be_read_and_names_that_are_none_do_not_hold_the
     info = outcome(relay, submit(relay, host.site, patterns=["**"]))
     assert info["files"]["out.txt"] == b"x\n" and info["status"] == "completed" and len(info["files"]) == 4
     assert "bad" not in json.dumps(info["refused"])
+
+
+def test_a_new_token_in_its_file_ends_the_pauses_of_what_waits_for_one(tmp_path):
+    path = str(tmp_path / "token")
+    poller, calc = remote.Poller.__new__(remote.Poller), type("Calc", (), {})()
+    poller.keys, poller.retry, poller.new_token, poller.token_stamp = {"token_file": path}, None, threading.Event(), remote.stamp_of(path)
+    calc.try_now, calc.why, calc.note_next_try, poller.under_way = threading.Event(), "refused", lambda wait, why: None, {"a": calc}
+    waiting = [threading.Thread(target=poller.pause, args=(600, one), daemon=True) for one in (None, calc)]
+    for thread in waiting:
+        thread.start()
+    poller.look_at_token()
+    assert not poller.new_token.is_set() and not calc.try_now.is_set()
+    (tmp_path / "token").write_text("new")
+    poller.look_at_token()
+    for thread in waiting:
+        thread.join(10)
+        assert not thread.is_alive()

@@ -224,6 +224,9 @@ def test_check_without_a_host_looks_at_the_guards_own_side(lab, tmp_path):
     assert code == 78 and "FAIL  commands allowed: none" in out and os.listdir(str(tmp_path)) == [".ssh"], "it changes nothing"
     code, out = check()
     assert code == 78 and re.search("^FAIL  key line begins with restrict:", out, re.M), out
+    (tmp_path / ".ssh" / "authorized_keys").unlink()
+    code, out = check(SCRIPT)                          # the workflow system's side: no guard, nothing of one is asked for
+    assert code == 78 and out.count("\n") == 1 and "no guard is here" in out and "check HOST" in out, out
 
 
 def ssh(lab, *words, **how):
