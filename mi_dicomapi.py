@@ -9980,7 +9980,7 @@ well: ['All is well', '異常ありません'],
 w_disk: ['The relay’s disk is full', '中継サーバーのディスクに空きがありません'],
 w_maintenance: ['Maintenance: %t', '保守中: %t'],
 'w_takes-stock': ['Restored from a backup: taking stock', '控えから復元: 各ポーラーに確認中'],
-w_starved: ['%n places: work waits, and nobody takes it', '%n か所で、待っている計算を受け取るポーラーがありません'],
+w_starved: ['Work waits, and nobody takes it: at %n', '待っている計算を受け取るポーラーがありません: %n か所'],
 w_away: ['%n out of contact', '%n 件が連絡途絶'],
 w_abnormal: ['%n ended abnormally', '%n 件が異常終了'],
 w_expires: ['Expires: %t', '期限切れが近い: %t'],
@@ -10044,7 +10044,6 @@ rerunsays: ['The same command runs once more, in a new working directory.',
 '同じコマンドを、新しい作業ディレクトリでもう一度実行します。'],
 last4: ['Last 4 characters of the id (…%s)', 'ID の末尾4文字（…%s）'],
 reason: ['Reason (others will read it)', '理由（ほかの人も読みます）'],
-doit: ['Do it', '実行する'],
 no: ['Back', '戻る'],
 not4: ['These are not the last 4 characters of the id.', 'ID の末尾4文字と一致しません。'],
 noreason: ['Give a reason.', '理由を書いてください。'],
@@ -10063,7 +10062,9 @@ h_step: ['Step', '段階'], h_at: ['Made at', '時刻'], h_took: ['Then took', '
 h_note: ['Note', '備考'], attempt: ['attempt %s', '%s 回目'],
 going: ['%s so far', '%s 経過'],
 out: ['Standard output', '標準出力'], err: ['Standard error', '標準エラー出力'],
-empty: ['(nothing yet)', '（まだありません）'], cutoff: ['… the last 64 KiB of %s …', '… %s のうち最後の 64 KiB …'],
+empty: ['(nothing yet)', '（まだありません）'],
+silent_: ['(nothing came while it ran; all of it is among the results)', '（実行中には届きませんでした。全文は結果にあります）'],
+cutoff: ['… the last 64 KiB of %s …', '… %s のうち最後の 64 KiB …'],
 facts: ['Facts', '項目'],
 f_id: ['ID', 'ID'], f_request_id: ['Request', '要求 ID'], f_parameters: ['Parameters', 'パラメータ'],
 f_exit: ['Exit code', '終了コード'], f_signal: ['Signal', 'シグナル'], f_reason: ['Reason', '理由'],
@@ -10133,6 +10134,7 @@ function span(seconds) {
   if (s >= 86400) return two(Math.floor(s / 86400), 0, Math.floor(s % 86400 / 3600));
   if (s >= 3600) return two(Math.floor(s / 3600), 1, Math.floor(s % 3600 / 60));
   if (s >= 60) return two(Math.floor(s / 60), 2, s < 600 ? Math.floor(s % 60) : 0);
+  if (s > 0 && s < 0.05) return '<0.1' + units[3];
   return (s < 9.95 && s % 1 > 0.05 ? s.toFixed(1) : Math.round(s)) + units[3];
 }
 const pad = (n) => ('0' + n).slice(-2);
@@ -10178,8 +10180,6 @@ function put(node, key, ...inside) {             // new contents, if what they a
 }
 function title(node, text) { if (node.title !== text) node.title = text; }
 function age(node, at) {
-  node.since = at;
-  node.className = 'age';
   set(node, at === null ? '' : span(now() - at));
   if (at !== null) title(node, moment(at) + '  ' + utc(at));
 }
@@ -10369,7 +10369,8 @@ function disk(head) {
 }
 function soon(head) {
   const all = head.expires;
-  return all.slice(0, 2).map(([kind, user, at]) => (kind === 'token' ? _('ofuser', user) : _('certificate')) +
+  return all.slice(0, 2).map(([kind, user, at]) => (kind === 'token' ? _('ofuser', user)
+    : _('certificate')) +
     ' ' +
     moment(at).slice(0, 10)).join(', ') + (all.length > 2 ? ', ' + _('andmore', all.length - 2) : '');
 }
@@ -10497,13 +10498,14 @@ function siteRow(row, one) {
   state(c[1].firstChild, standing);
   put(c[2], busy + '/' + jobs, () => jobs === null ? '' : h('span', {class: 'inline'}, meter(busy, jobs, 42),
     h('span', {}, _('ofn', busy, jobs))));
-  put(c[3], waiting + ' ' + since, () => waiting ? h('span', {}, String(waiting)) : '', () => waiting
+  put(c[3], waiting + span(now() - since), () => waiting ? h('span', {}, String(waiting)) : '', () => waiting
     && since
     ? h('span', {class: 'soft'}, ' (' + _('oldest', span(now() - since)) + ')') : '');
   put(c[4], there + ' ' + away, () => there ? String(there) : '', () => away ? h('span', {class: 'bad'},
     ' (' +
     _('away1', away) + ')') : '');
-  put(c[5], outbox + ' ' + oldest, () => outbox ? String(outbox) : '', () => outbox && oldest ? h('span',
+  put(c[5], outbox + span(now() - oldest), () => outbox ? String(outbox) : '', () => outbox && oldest
+    ? h('span',
     {class: 'soft'}, ' (' + _('oldest', span(now() - oldest)) + ')') : '');
   put(c[6], well + bad, () => spark(well, bad));
   if (one.heard) { put(c[7], 'at', () => h('span', {})); age(c[7].firstChild, one.heard); }
@@ -10648,7 +10650,7 @@ function confirm_(place, from, key, name, id) {
   }, onkeydown: (event) => { if (event.key === 'Escape') end(); }}, h('strong', {}, _(key + 'h')), h('p', {},
     _(key +
     'says')), ...(id ? field('last4', _('last4', last)) : []), ...field('reason', _('reason')), wrong,
-  h('div', {class: 'go'}, h('button', {class: 'danger'}, _(id ? 'doit' : 'mainton')), h('button',
+  h('div', {class: 'go'}, h('button', {class: 'danger'}, _(id ? key + 'h' : 'mainton')), h('button',
     {type: 'button',
     onclick: end}, _('no'))));
   place.textContent = '';
@@ -10719,26 +10721,29 @@ function timeline(box, calc) {
       x: x(at) + 3, y:
       deep + 14}, span(at - begin)));
   }
-  for (let lane = 1; lane <= 9; lane++) svg.append(h('text', {class: 'lane', x: 0, y: lane * high - 4}, lane +
+  for (let lane = 1; lane <= 9; lane++) svg.append(h('text', {class: 'lane', x: 0, y: lane * high - 4},
+    lane +
     '  ' + _('s' +
     lane)));
-  const first = bars[0].attempt, again = bars.some((one) => one.attempt > 1);
   for (const one of bars) {
     const y = (one.lane - 1) * high + 4, from = x(one.from), w = Math.max(2, x(one.to) - from);
-    const text = (one.lane === 9 ? '' : span(one.to - one.from) + (one.open ? ' \u2026' : '')) + (again
-      && one.lane > 2 &&
-      one.lane < 6 ? ' (' + _('attempt', one.attempt) + ')' : '');
-    const out = from + w + 5 + text.length * 6.2 > wide;
-    svg.append(bar(from, y, w, high - 7, one.kind), h('text', {class: 'took', x: out ? from - 5 : from + w +
-      5, y: y + 10,
-      'text-anchor': out ? 'end' : 'start'}, text));
+    const text = (one.lane === 9 ? '' : span(one.to - one.from) + (one.open ? ' \u2026' : '')) +
+      (one.attempt > 1 && one.lane === 3 ? ' (' + _('attempt', one.attempt) + ')' : '');
+    const next = bars.find((other) => other.lane === one.lane && other.from > one.from);
+    svg.append(bar(from, y, w, high - 7, one.kind));
+    // where there is no room for it, the table says it
+    if (!next || from + w + 9 + text.length * 7 < x(next.from)) {
+      svg.append(h('text', {class: 'took', x: from + w + 5, y: y + 10}, text));
+    }
   }
   for (const one of marks) svg.append(h('line', {class: 'mark', x1: x(one.at), x2: x(one.at), y1: 0,
     y2: deep}));
   if (!box.firstChild) box.append(h('div', {class: 'scroll', tabindex: 0, role: 'region',
     'aria-label': _('timeh')}));
+  const held = box.firstChild.scrollLeft;
   box.firstChild.textContent = '';
   box.firstChild.append(svg);
+  box.firstChild.scrollLeft = held;
 }
 function stepTable(box, calc) {
   const {bars, steps} = parts(calc), byStep = new Map(bars.map((one) => [one.i, one]));
@@ -10812,14 +10817,14 @@ async function follow(calc, made) {
           .slice(-TAIL);
       }
       if (S.live !== live) return;
-      show(made[stream], one, calc.output[i]);
+      show(made[stream], one, calc.output[i], calc.step > 5);
     }
   } catch (error) { /* the next answer tries again */ } finally { live.busy = false; }
 }
-function show(pre, one, size) {
+function show(pre, one, size, over) {
   const low = pre.scrollHeight - pre.scrollTop - pre.clientHeight < 30;
   set(pre, one.text ? (one.from || size > TAIL ? _('cutoff', bytes(size)) + '\n' : '') + safe(one.text)
-    : _('empty'));
+    : _(over ? 'silent_' : 'empty'));
   if (low) pre.scrollTop = pre.scrollHeight;
 }
 
@@ -10827,7 +10832,9 @@ function show(pre, one, size) {
 $('lang').addEventListener('click', () => {
   S.lang = 1 - S.lang;
   S.fill = S.live = null;
-  if (S.data) { draw(); header(); } else login('');
+  if (S.data) draw();
+  else if (!S.token) login('');
+  header();
   $('lang').focus();
 });
 $('maint').addEventListener('click', maintain);
@@ -10841,8 +10848,7 @@ window.addEventListener('online', () => { if (S.data) watch(); });
 window.addEventListener('hashchange', () => { if (S.data || S.token) route(); });
 window.addEventListener('resize', () => { if (S.data && S.data.calc && S.fill) draw(); });
 setInterval(() => {
-  if (document.hidden || !S.data) return;
-  for (const node of document.querySelectorAll('.age')) if (node.since) set(node, span(now() - node.since));
+  if (!document.hidden && S.data && S.fill) S.fill(S.data);
 }, 10000);
 const code = /^#link=([0-9A-Za-z_-]+)$/.exec(location.hash);
 if (code) history.replaceState(null, '', location.pathname);

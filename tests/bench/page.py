@@ -19,7 +19,8 @@ SITES = ["site-%03d" % number for number in range(200)]
 # what the page itself cannot say: when its rows were there, and when a change of them came to be shown
 CLOCK = """window.drawn = [];
 new MutationObserver((found) => {
-  if (!found.some((one) => (one.target.closest || one.target.parentNode.closest).call(one.target.closest ? one.target : one.target.parentNode, 'tbody'))) return;
+  const inside = (node) => (node.closest ? node : node.parentNode || document.body).closest('tbody');
+  if (!found.some((one) => inside(one.target))) return;
   const at = performance.now();
   requestAnimationFrame(() => window.drawn.push([at, performance.now()]));
 }).observe(document, {childList: true, subtree: true, characterData: true});"""
@@ -111,7 +112,8 @@ def main():
     options = common.options(__doc__, only="one part: paint or viewers")
     figures = Figures(options.check)
     with Folder() as folder:
-        world = suite.World(os.path.join(folder, "page"), commands=["hello"], sites=SITES, ini="[limits]\ncalculations_per_user = 0\n[times]\naccept_lease = 1h\n[%s]\nmax_waiting = 0\n" % SITES[0])
+        world = suite.World(os.path.join(folder, "page"), commands=["hello"], sites=SITES, ini=\
+                            "[limits]\ncalculations_per_user = 0\n[times]\naccept_lease = 1h\n[%s]\nmax_waiting = 0\n" % SITES[0])
         page_lab.fill(world, 10000, SITES[1:])
         world.start()
         page_lab.pollers(world, SITES[1:])
