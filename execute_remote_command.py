@@ -1245,6 +1245,7 @@ def may_match_below(text, name):
     return True
 # ==== end shared ====
 
+
 # ==== shared: watch ====
 # One run, from its order to what may leave of it: permitted, started once ever, watched and ended, collected.
 # RUN is ACCEPT_ID.N, or the SSH runner's UUID. A door gives the order and carries away what may leave;
@@ -1803,6 +1804,7 @@ def tail_of(path):
     except OSError:
         return []
 # ==== end shared ====
+
 
 # ==== the doors of the gate ====
 # Over ssh the gate has two doors, both this class Door. `guard` is the forced command of a key:
@@ -6604,6 +6606,8 @@ def print_version():
             found.group(1).decode(), first, first + found.group().count(b"\n") - 1,
             hashlib.sha256(found.group()).hexdigest()))
 # ==== end shared ====
+
+
 # ==== shared: say ====
 # How every script of the suite speaks: one line per failure, one line per step, nothing from the wire
 # unescaped.
@@ -6788,6 +6792,8 @@ def run_as_program(main):
         pass
     os._exit(code)                                     # no thread of ours has anything left to say
 # ==== end shared ====
+
+
 # ==== shared: ini ====
 # One strict ini for the suite. A table says which keys a section has: {section: {key: (kind, default, ...)}}.
 INI_NAME = "mi_distributed_computing_assist.ini"
@@ -6964,6 +6970,8 @@ def ini_value(where, text, keys, table):
         why = _("is not a whole number") if kind is int else error
         raise Stop(EX_CONFIG, "%s: [%s] %s = %s: %s" % (where + (text, why)))
 # ==== end shared ====
+
+
 # ==== shared: names ====
 # File names of a calculation. Checked by every receiver: whoever sends them may be hostile.
 LOG_NAMES = ("計算標準出力.txt", "計算標準エラー出力.txt")       # stdout and stderr of the command, always among the results
@@ -7090,6 +7098,7 @@ def declared_matcher(names, patterns):
     return lambda name: nfc_parts(name) in wanted or name in asked or any(one.match("/".join(nfc_parts(name)))
                                                                           for one in found)
 # ==== end shared ====
+
 
 # ==== shared: run ====
 # The runner of one command: a wrapper in POSIX sh that starts it at most once, outlives its starter, and
@@ -7495,6 +7504,8 @@ def wait_end(control, stop, most=0.25):
         if alive >= 0:
             os.close(alive)
 # ==== end shared ====
+
+
 # ==== shared: batch ====
 # Batch systems. A job is the wrapper, submitted; its `end` is the truth, a queue only says "not yet". One
 # query tells of all jobs.
@@ -8461,6 +8472,8 @@ class BatchJob:
                     pass                               # a full disk: this process remembers it
         return bool(told) or not job
 # ==== end shared ====
+
+
 # ==== shared: store ====
 # The one way in which results get into a directory of this side. What arrives grows in .mi-ID/ inside that
 # directory, which one process at a time holds; it gets its name, by a rename, when it is whole and its sum is
@@ -8935,6 +8948,7 @@ def is_hole(fd, at, size):
     except OSError as error:
         return error.errno == errno.ENXIO
 # ==== end shared ====
+
 
 # ==== tables ====
 # What stands here needs what is above at import.
