@@ -2613,16 +2613,14 @@ class Door:
         self.place = Place(self.rules, run) if run else None
         self.lane, self.turn, self.putting, self.found = lane, turn, False, None
         self.forget_results()
-        base, home = self.rules["base"], self.place.noted(b"began") if run else {}
+        base = self.rules["base"]
         if run:
             adopt_old_run(self.place)
         if not check:                                  # which leaves all as it is
             ensure_keeper(self.rules)
         free = os.statvfs(existing(base))
         more = {"v": 2, "program": VERSION, "sum": self.rules.get("sum", ""), "door": self.name,
-                "host": host_id(), "boot": boot_id(), "base": shown(base), "aes": has_aes(),
-                "free": free.f_bavail * free.f_frsize,
-                "began": [home.get("host"), home.get("boot")] if home else None}
+                "host": host_id(), "boot": boot_id(), "aes": has_aes(), "free": free.f_bavail * free.f_frsize}
         if check:
             more.update(python=sys.version.split()[0], kill=kills_at_log_out(), runs=len(run_names(base)))
         told = self.state()
