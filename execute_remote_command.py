@@ -6456,6 +6456,12 @@ EVERY = {
     "--help -h": dict(action="store_true", help="what a word does, and an example")}
 
 
+# what argparse itself says of an option
+ARGPARSE = ("argument %(argument_name)s: %(message)s", "expected one argument",
+            "expected at least one argument", "invalid choice: %(value)r (choose from %(choices)s)",
+            "ignored explicit argument %r")
+
+
 def read_line(argv):
     """The command line as a Namespace: `words`, the value of each option, and `given`, the options that stand
     there. 64 for an option that is not known, or whose value is missing or wrong."""
@@ -6484,10 +6490,11 @@ def attribute_of(names, how):
 def parser_of(known):
     """argparse's parser for these options, whatever the word."""
     import argparse
+    argparse._ = lambda text: _(text) if text in ARGPARSE else text      # where it looks for its translations
 
     class Parser(argparse.ArgumentParser):
         def error(self, message):
-            if "expected one argument" in message:
+            if _("expected one argument") in message:
                 message += _(" (a value that begins with - is written with =, as in"
                              " %s=--fine)") % message.split()[1][:-1]
             raise Stop(EX_USAGE, _("%s; --help says more") % message)
@@ -9234,6 +9241,11 @@ JA = {
     "no command, or one with control characters": "コマンドがないか、制御文字を含みます",
     "client_name:HOST is missing": "client_name:ホスト がありません",
     "client_cmd:COMMAND is missing": "client_cmd:コマンド がありません",
+    "argument %(argument_name)s: %(message)s": "引数 %(argument_name)s: %(message)s",
+    "expected one argument": "値が必要です",
+    "expected at least one argument": "値が一つ以上必要です",
+    "invalid choice: %(value)r (choose from %(choices)s)": "%(value)r は選べません (選べるもの: %(choices)s)",
+    "ignored explicit argument %r": "値 %r は取りません",
     "%s; --help says more": "%s (--help を参照)",
     " (what it left was fetched; nothing is run a second time by itself)": " (残された分は取得しました。自動で再実行はしません)",
     "%s: not one public key": "%s: 公開鍵 1 個ではありません",

@@ -4855,6 +4855,12 @@ EVERY = {
     "--help -h": dict(action="store_true", help="what a word does, and an example")}
 
 
+# what argparse itself says of an option
+ARGPARSE = ("argument %(argument_name)s: %(message)s", "expected one argument",
+            "expected at least one argument", "invalid choice: %(value)r (choose from %(choices)s)",
+            "ignored explicit argument %r")
+
+
 def read_line(argv):
     """The command line as a Namespace: `words`, the value of each option, and `given`, the options that stand
     there. 64 for an option that is not known, or whose value is missing or wrong."""
@@ -4883,10 +4889,11 @@ def attribute_of(names, how):
 def parser_of(known):
     """argparse's parser for these options, whatever the word."""
     import argparse
+    argparse._ = lambda text: _(text) if text in ARGPARSE else text      # where it looks for its translations
 
     class Parser(argparse.ArgumentParser):
         def error(self, message):
-            if "expected one argument" in message:
+            if _("expected one argument") in message:
                 message += _(" (a value that begins with - is written with =, as in"
                              " %s=--fine)") % message.split()[1][:-1]
             raise Stop(EX_USAGE, _("%s; --help says more") % message)
@@ -5753,6 +5760,11 @@ JA = {
     "%s: interrupted; the calculation goes on, %s.py wait %s continues":
         "%s: 中断されましたが計算は続いています。%s.py wait %s で待てます",
     # the words typed
+    "argument %(argument_name)s: %(message)s": "引数 %(argument_name)s: %(message)s",
+    "expected one argument": "値が必要です",
+    "expected at least one argument": "値が一つ以上必要です",
+    "invalid choice: %(value)r (choose from %(choices)s)": "%(value)r は選べません (選べるもの: %(choices)s)",
+    "ignored explicit argument %r": "値 %r は取りません",
     "%s; --help says more": "%s (--help を参照)",
     "it must be: BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... [\"PARAMETERS\"]; --help says more":
         "書き方: BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... [\"PARAMETERS\"]。--help を見てください",

@@ -126,6 +126,18 @@ def test_all_that_help_says_has_a_japanese_translation_and_its_example_is_a_line
         assert line.word == word and row[0].__name__ != "parse", row
 
 
+@pytest.mark.parametrize("line", [["run", "h", "c", "--batch", "x"], ["run", "h", "c", "--in"], ["run", "h", "c", "--retry"], ["--json=3"], ["--nonsense"]])
+def test_what_is_wrong_with_an_option_is_said_in_japanese_where_the_locale_is(line, monkeypatch):
+    module, said = suite.module("execute_remote_command.py"), {}
+    for lang in ("en", "ja"):
+        monkeypatch.setitem(module.SAY, "lang", lang)
+        with pytest.raises(module.Stop) as stopped:
+            module.read_line(line)
+        said[lang] = str(stopped.value)
+    assert re.search("[\u3040-\u30ff]", said["ja"])
+    assert not re.search("[^ -~]", said["en"]) and not re.search("expected|choice|ignored|unknown", said["ja"])
+
+
 def lines_with(module, word):
     """[(option's words, the line without them)] of a word: each of its options with a value that it may have."""
     behind = {"ACCEPT_ID": "0123abcd", "UUID": "0123abcd", "ID": "0123abcd"}
