@@ -4962,8 +4962,6 @@ control={control}
 set --
 while IFS= read -r word; do set -- "$@" "$word"; done <"$control/words"
 """
-BATCH_PROGRAMS = {"slurm": "sbatch squeue scancel", "pbs": "qsub qstat qselect qdel",
-                  "htcondor": "condor_submit condor_q condor_rm"}
 JOB_EXEC = 'exec "$@"\n'       # Slurm and PBS signal every process of a job
 JOB_WAIT = r"""note="$control/child"
 trap 'kill -TERM $!; IFS= read -r pid <"$note"; case $pid in [1-9]*) kill -TERM "${pid%% *}";; esac' TERM
@@ -4996,15 +4994,26 @@ RUN_MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")
 # state: queued, held, running, suspended, done, over (badly)
 JobSeen = collections.namedtuple("JobSeen", "job mark state node text")
 BatchSystem = collections.namedtuple("BatchSystem", (
+    "programs",                # what must be there
     "submit",                  # submit(control, run, options): the argument vector that submits
     "number",                  # expression: the job's number in what that answers
     "ask",                     # ask(job numbers, or none): the argument vector of one query for all
     "past",                    # past(job numbers, or marks): the same for jobs that the queue has forgotten
+    "ours",                    # ours(): the argument vector that asks for this user's numbers, where queries
+                               # are by number: in the variables of another user's job, rows that look like
+                               # ours can stand; None where one query is for all
+    "one_line",                # words that let one connection do for all numbers, in the programs that know it
+    "marks",                   # how a job is found whose number is not known: "past" is asked for its mark,
+                               # "ours" for its name, None: not at all
+    "trim",                    # what takes out of an answer what nobody reads, or None
     "partial",                 # expression: stderr lines beside which a failed query is an answer
     "read",                    # read(answer): every JobSeen in it
     "cancel", "force",         # (job number): the argument vectors that end it; force is None: it needs none
     "sure", "away", "wrong",   # refusals of a submission: for good · that pass · for good if not the others
+    "line_options",            # is an option of the submission a whole line?
+    "cluster",                 # expression: options that name a cluster
     "never",                   # expression: options that cannot be
+    "run",                     # the end of a job's script, behind JOB_HEAD
     "said"))                   # expression: lines of the job's own log about an end of the system's doing
 
 
@@ -5174,12 +5183,17 @@ CONDOR_TELL = ["-json", "-attributes", "ClusterId,ProcId,JobStatus,Owner,MIRun,H
                "LastRejMatchReason,RemoteHost,LastRemoteHost"]
 BATCH_SYSTEMS = {
     "slurm": BatchSystem(
+        programs="sbatch squeue scancel",
         submit=slurm_submit,
         number=r"^(\d+)(?:;\S*)?$",
         ask=lambda jobs: ["squeue", "--noheader", "--states=all", "--user=%d" % os.geteuid(),
                           "--format=%i|%T|%N|%r|%j|%k"],
         past=lambda jobs: ["sacct", "-n", "-P", "-X", "-o", "JobID,State,NodeList,Reason,JobName", "-j",
                            ",".join(jobs)],
+        ours=None,
+        one_line=[],
+        marks=None,
+        trim=None,
         partial=r"(?!)",
         read=slurm_read,
         cancel=lambda job: ["scancel", job],
@@ -5188,13 +5202,21 @@ BATCH_SYSTEMS = {
         away=r"contact slurm|timed out|refused|[Zz]ero [Bb]ytes|temporarily|[Ll]imit|too many|queue is full"
              r"|not respond|Unable to connect|standby|inactive or drain|[Mm]unge|uthentication",
         wrong=r"[Ii]nvalid|unrecognized|not available|not found|denied|[Uu]nable to open|exceeds",
+        line_options=False,
+        cluster=r"-M|--clusters?\b",
         never=r"-W|--wait(?![\w-])|--test-only|-a|--array",
+        run=JOB_EXEC,
         said=r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
     "pbs": BatchSystem(
+        programs="qsub qstat qselect qdel",
         submit=pbs_submit,
         number=r"^(\d+(?:\[\])?(?:\.\S+)?)$",
         ask=lambda jobs: ["qstat", "-f"] + jobs,
         past=lambda jobs: ["qstat", "-x", "-f"] + jobs,
+        ours=lambda: ["qselect"] + (["-u", user_name()] if user_name() else []),
+        one_line=["-E"],
+        marks="ours",
+        trim=pbs_trim,
         partial=r"qstat: (Unknown Job Id|.* has finished)",
         read=pbs_read,
         cancel=lambda job: ["qdel", job],
@@ -5203,14 +5225,22 @@ BATCH_SYSTEMS = {
         away=r"onnect|timed out|busy|temporar|would exceed|[Mm]aximum number|End of File|[Ss]erver shutting"
              r"|not enabled",
         wrong=r"[Ii]llegal|[Uu]nknown|[Ii]nvalid|Unauthorized|not found|denied|too long|usage:",
+        line_options=False,
+        cluster=r"(?!)",
         never=r"-[IJtz]|-W\n?(.*,)?block=",
+        run=JOB_EXEC,
         said=r"=>> PBS: (.*)|.*(?:[Oo]om|memory|Killed by).*"),
     "htcondor": BatchSystem(
+        programs="condor_submit condor_q condor_rm",
         submit=condor_submit,
         number=r"^(\d+\.\d+) - ",
         ask=lambda jobs: ["condor_q"] + CONDOR_TELL + ["-constraint", "MIRun =!= undefined"],
         past=lambda jobs: ["condor_history"] + CONDOR_TELL + [
             "-limit", str(len(jobs)), "-constraint", " || ".join(map(condor_constraint, jobs))],
+        ours=None,
+        one_line=[],
+        marks="past",
+        trim=None,
         partial=r"(?!)",
         read=condor_read,
         cancel=lambda job: ["condor_rm", job],
@@ -5218,7 +5248,10 @@ BATCH_SYSTEMS = {
         sure=r"[Ss]ubmit requirement|SUBMIT_REQUIREMENT",
         away=r"onnect|timed out|locate|find address|MAX_JOBS|Failed to commit",
         wrong=r"[Pp]arse|not found|[Ii]nvalid|denied|No such",
+        line_options=True,
+        cluster=r"(?!)",
         never=r"(?i:queue)\b",
+        run=JOB_WAIT,
         said=r"(?!)"),
 }
 
@@ -5257,8 +5290,9 @@ def submit_options(keys, words):
             rest.append(word)
         else:
             given[found.group(1)] = found.group(2)
+    whole_lines = keys["batch"] != "none" and BATCH_SYSTEMS[keys["batch"]].line_options
     for line in keys["batch_options"]:
-        options += [line] if keys["batch"] == "htcondor" else shlex.split(line)
+        options += [line] if whole_lines else shlex.split(line)
     options += changed_options(keys["batch_changeable"], given)
     if keys["batch"] != "none":
         check_options(keys["batch"], options)
@@ -5283,7 +5317,7 @@ def changed_options(changeable, given):
 def check_options(system, options):
     """ValueError if with these options it were not one job that runs one command, found again by its
     number."""
-    if system == "slurm" and any(re.match(r"-M|--clusters?\b", option) for option in options):
+    if any(re.match(BATCH_SYSTEMS[system].cluster, option) for option in options):
         raise ValueError(_("which cluster it is, every program must know: env.SLURM_CLUSTERS = NAME, no"
                            " --clusters"))
     never = re.search(r"^(?:%s).*(\n(?!-).*)?" % BATCH_SYSTEMS[system].never, "\n".join(options), re.M)
@@ -5296,7 +5330,7 @@ def missing_batch_program(system, env):
     """The first of a batch system's programs that is not in the PATH of env, and what to do, for people; None
     if all are there."""
     import shutil
-    for program in BATCH_PROGRAMS[system].split():
+    for program in BATCH_SYSTEMS[system].programs.split():
         if not shutil.which(program, path=env.get("PATH", WRAPPER_PATH)):
             return _("%s: not found in PATH: the batch system's own programs are needed on this host"
                      " (env.PATH of its section in the ini; for ssh without a guard: `module load`, or PATH,"
@@ -5482,53 +5516,50 @@ class BatchQueue:
         os.rename(new, self.path)
 
     def jobs_seen(self, jobs):
-        """Every JobSeen of what the batch system answers about these (None: all); in PBS's no others count.
-        ValueError."""
+        """Every JobSeen of what the batch system answers about these (None: all); where it is asked by number
+        no others count. ValueError."""
         answer = self.query_answer(self.query_words(jobs)) if jobs != [] else ""
-        ours = {job.split(".")[0] for job in jobs} if self.system == "pbs" else ()
+        ours = {job.split(".")[0] for job in jobs} if self.table.ours else ()
         return [row._replace(job=row.job[:100], node=printable(row.node)[:100],
                              text=printable(row.text)[:300])
                 for row in self.table.read(answer) if not ours or row.job.split(".")[0] in ours]
 
     def query_answer(self, words):
         """What a program of the batch system answered. ValueError with who said what, if it is no answer."""
-        code, out, err = call_batch_program(words, self.env, keep=pbs_trim if self.system == "pbs" else None)
+        code, out, err = call_batch_program(words, self.env, keep=self.table.trim)
         said = (err.strip() or "?").splitlines()
         if code is None or code and not all(re.match(self.table.partial, line) for line in said):
             raise ValueError("%s: %s" % (words[0], " ".join(err.split())[:200] or "exit code %s" % code))
         return out
 
     def ask_ours(self):
-        """The argument vector that asks for this user's jobs in PBS, or in another system for all that it is
-        asked for."""
-        if self.system != "pbs":
-            return self.table.ask([])
-        return ["qselect"] + (["-u", user_name()] if user_name() else [])
+        """The argument vector that asks for this user's jobs, or, where one query is for all, for all."""
+        return self.table.ours() if self.table.ours else self.table.ask([])
 
     def query_words(self, jobs):
         """The argument vector of a query. A connection and a privileged port for each number, as qstat has it
         without -E, lock others out."""
         words = self.table.past(jobs) if self.turn else self.table.ask(jobs)
-        if self.system != "pbs" or len(jobs) < 2:
+        if not self.table.one_line or len(jobs) < 2:
             return words
         if self.together is None:                      # Torque's has no -E
             code, out, err = call_batch_program(["qsub", "--version"], self.env)
             self.together = None if code is None else "pbs_version" in out + err
-        return words[:1] + ["-E"] * bool(self.together) + words[1:]
+        return words[:1] + self.table.one_line * bool(self.together) + words[1:]
 
     def vanished(self, missed):
         """Of the names in missed (a job's number, or, if that is not known, its mark) those that may be asked
         for."""
         marks = [name for name in missed if RUN_MARK.match(name)]
         jobs = [name for name in missed if name not in marks]
-        if self.system == "slurm" or jobs and self.system == "htcondor":
-            return jobs
-        for mark in marks[:20] if self.system == "pbs" else ():
-            code, out, _err = call_batch_program(self.ask_ours() + ["-x", "-N", pbs_name(mark)], self.env)
+        if self.table.marks == "past":
+            return jobs or marks
+        for mark in marks[:20] if self.table.marks == "ours" else ():
+            code, out, _err = call_batch_program(self.table.ours() + ["-x", "-N", pbs_name(mark)], self.env)
             if code is None:
                 raise ValueError("qselect: no answer")
             jobs += re.findall(r"^\d\S*$", out, re.M)
-        return jobs or (marks if self.system == "htcondor" else [])
+        return jobs
 
     def settled(self, control):
         """Has its command ended, and not just now in a way that the queue may know more of?"""
@@ -5539,11 +5570,10 @@ class BatchQueue:
         return abs(ended) > PAST_ASKED or not ended_oddly(control, batch_command_state(control)[1])
 
     def numbers(self):
-        """The jobs below the folder that have not ended, for PBS, which is asked by numbers: in the variables
-        of another user's job, rows that look like ours can stand. All of this user's if one's is not known.
-        None for systems that are asked for all."""
+        """The jobs below the folder that have not ended, where the system is asked by number; all of this
+        user's if one's is not known. None where it is asked for all."""
         found = []
-        if self.system != "pbs":
+        if not self.table.ours:
             return None
         for name in os.listdir(self.folder):
             control = os.path.join(self.folder, name)
@@ -5670,7 +5700,7 @@ class BatchJob:
         if os.path.exists(self.path(b"alive")):
             os.unlink(self.path(b"alive"))             # a FIFO tells nothing between two hosts
         write_synced(self.path(b"words"), b"\n".join(words) + b"\n")
-        text = JOB_HEAD + (JOB_WAIT if self.queue.system == "htcondor" else JOB_EXEC)
+        text = JOB_HEAD + self.queue.table.run
         write_synced(self.path(b"job"), utf8(text.replace("{control}", shlex.quote(control))), 0o700)
         self.save(system=self.queue.system, run=run, submit=submit, sent=0, job="", why="", **more)
         self.submit()

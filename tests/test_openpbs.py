@@ -346,7 +346,7 @@ def test_what_needs_a_setuid_program_is_found_before_the_unit_takes_that_away(ho
     suite.needs("setpriv")
     folder = host.folder / "bin"
     folder.mkdir()
-    for name in remote.BATCH_PROGRAMS[system].split():
+    for name in remote.BATCH_SYSTEMS[system].programs.split():
         (folder / name).write_text("#!/bin/sh\nexit 0\n")
         (folder / name).chmod(0o755)
     (folder / program).write_text("#!/bin/sh\ngrep -q '^NoNewPrivs:.*0' /proc/self/status && exit 0\n%s\n" % played(host.folder, "with NoNewPrivileges=yes: qstat"))
