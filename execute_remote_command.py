@@ -91,7 +91,6 @@ import contextlib
 import errno
 import functools
 import io
-import itertools
 import json
 import os
 import re
@@ -162,9 +161,6 @@ FORK_LOCK = threading.Lock()
 FOLDER_FLAGS = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # a directory that may be entered, perhaps not listed
 ENTER_FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | FOLDER_FLAGS
-MOMENT, MOST_PIDS = 2, 300  # seconds after a start, and pids, in which left-overs are looked for one by one
-EXEC_LOOKS = 20                # at the environment of a process that is in exec, a millisecond apart
-PROCESS_STARTS = [{}]  # {(pid, inode in /proc): start} of the processes that left_overs() saw last
 
 
 class Forbidden(ValueError):
@@ -453,155 +449,6 @@ def rule_against_live(rules, kinds, name, length, others):
     whole = [key for key in ("deny_content", "deny_sums") if rules[key]]
     return whole[0] if whole else (rule_against_name(rules, name)
                                    or rule_against_size(rules, length, 0, others))
-
-
-# Cleaning
-
-def remove_tree(path):
-    """Removes a directory (bytes path) with all that is in it, however deep: what is read-only is made
-    writable first, no link is followed. Returns the names of what could not be removed, with the
-    reasons."""
-    left, todo, number, mark = [], [path], 0, os.urandom(8).hex().encode()
-
-    def attempt(what, *words):
-        try:
-            return what(*words)
-        except FileNotFoundError:                      # gone meanwhile
-            return None
-        except OSError as error:
-            return left.append("%s: %s" % (shown(words[0]), error.strerror))
-
-    if not os.path.isdir(path) or os.path.islink(path):
-        attempt(os.unlink, path)
-        return left
-    while todo:                                        # what lies deeper is brought up: no path gets long
-        folder = todo.pop()
-        make_writable(folder)
-        for number, leaf in enumerate(attempt(os.listdir, folder) or (), number + 1):
-            one = os.path.join(folder, leaf)
-            info, higher = attempt(os.lstat, one), os.path.join(path, b".removed.%s.%d" % (mark, number))
-            if info and not stat.S_ISDIR(info.st_mode):
-                attempt(os.unlink, one)
-            elif info and (folder == path or renamed_to(one, higher)):
-                todo.append(one if folder == path else higher)
-            elif info:                                 # another user's
-                left += remove_tree(one)
-        if folder != path:
-            attempt(os.rmdir, folder)
-    attempt(os.rmdir, path)
-    return left
-
-
-def make_writable(folder):
-    """Lets this user change what is in it, if it is this user's."""
-    try:
-        os.chmod(folder, 0o700)
-    except OSError:
-        pass                                           # what cannot be removed tells
-
-
-def renamed_to(folder, higher):
-    """Could the directory be given that name?"""
-    make_writable(folder)
-    try:
-        os.rename(folder, higher)
-        return True
-    except OSError:
-        return False
-
-
-# Left-overs: what a command that has ended has left running in its directory
-
-def pids_since(first, since):
-    """[(pid as bytes, inode of its directory below /proc)] of all processes. If the one with the pid `first`
-    began a moment ago (since: its start, ticks since boot): of those that have begun since, inode 0. The
-    kernel gives one number after the other, also to threads, so a new thread's is the last of them; and a
-    host may have thousands of processes."""
-    made = []
-    if first and seconds_since(since) < MOMENT and hasattr(threading, "get_native_id"):   # Python 3.8
-        thread = threading.Thread(target=lambda: made.append(threading.get_native_id()), daemon=True)
-        thread.start()
-        thread.join()
-    if made and first <= made[0] < first + MOST_PIDS:
-        return [(b"%d" % pid, 0) for pid in range(first, made[0])]
-    with os.scandir(b"/proc") as there:                # a pid that is used again has another inode
-        return [(one.name, one.inode()) for one in there if one.name.isdigit()]
-
-
-def left_overs(work, since, mark, first=0):
-    """{(pid, start)} of the processes that have their current directory, or something open to write, in the
-    directory `work` (bytes). Not of those that were there before the command (start: ticks since boot,
-    `since`: its own, first: its pid), nor of a terminal where somebody looks around: what has a terminal must
-    have the command's mark (bytes) in its environment."""
-    found, before, starts, pids = set(), PROCESS_STARTS[0], {}, pids_since(first, since)
-    for pid in pids:
-        if before.get(pid, since) < since:             # it was there before the command
-            starts[pid] = before[pid]
-            continue
-        try:
-            state, _parent, _session, terminal, start, signal_at_end = stat_of(int(pid[0]))
-            starts[pid] = int(start)
-            # -1: a thread, which /proc does not list but has
-            if (int(start) >= since and state not in b"ZX" and signal_at_end != b"-1"
-                    and works_in(work, pid[0], terminal, mark)):
-                found.add((int(pid[0]), start))
-        except OSError:
-            pass                                       # gone, or another user's
-    if pids and pids[0][1]:
-        PROCESS_STARTS[0] = starts
-    return found
-
-
-def works_in(work, pid, terminal, mark):
-    """Is this process (its number and terminal as bytes) a left-over of the command in work? OSError."""
-    top = b"/proc/" + pid + b"/"
-    return (int(pid) != os.getpid()
-            and any((place + b"/").startswith(work + b"/") for place in places_held_by(top))
-            and (terminal == b"0" or has_mark(top, mark)))
-
-
-def places_held_by(top):
-    """The current directory, and what is open to write, of the process with the directory `top` below
-    /proc. OSError."""
-    yield os.readlink(top + b"cwd")
-    for fd in os.listdir(top + b"fd"):
-        try:
-            if os.lstat(top + b"fd/" + fd).st_mode & 0o200:
-                yield os.readlink(top + b"fd/" + fd)
-        except OSError:
-            pass                                       # closed meanwhile: no other one is missed for it
-
-
-def has_mark(top, mark):
-    """Is mark in the environment of the process with the directory `top` below /proc? OSError."""
-    for _turn in range(EXEC_LOOKS):
-        with open(top + b"environ", "rb") as text:
-            found = text.read()
-        if found or not in_exec(top):
-            break
-        time.sleep(0.001)
-    return mark in found.split(b"\0")
-
-
-def in_exec(top):
-    """Is it just becoming another program? For a moment it shows no environment then, also where it has one.
-    (Fields of /proc/PID/stat: a thread of the kernel has no memory, vsize; env_start, env_end.) OSError."""
-    with open(top + b"stat", "rb") as text:
-        words = text.read().rpartition(b") ")[2].split()
-    return words[20] != b"0" and not words[47] == words[48] != b"0"
-
-
-def end_left_overs(work, since, mark, grace, first=0):
-    """Ends left_overs(): SIGTERM, after `grace` seconds SIGKILL. Returns (how many there were, the pids of
-    what does not end)."""
-    told, until = set(), time.monotonic() + grace
-    while True:
-        there, now = left_overs(work, since, mark, first), time.monotonic()
-        if not there or now > until + KILL_TRIES:
-            return len(told), sorted(pid for pid, start in there)
-        tell_to_end(there if now > until else there - told, now > until)
-        told |= there
-        time.sleep(0.05)
 
 
 # What leaves: the results of a command that has ended
@@ -1767,23 +1614,6 @@ class GateRun:
             before = {result.name: result.digest for result in found.found}
             log("warn", self.ident, "7 changed while it was sent", names=" ".join(sorted(now))[:300])
         raise ValueError("results change again and again")
-
-    def write_manifest(self, found):
-        """out/manifest.json: what leaves this host and what does not, for whoever wants to know. A full disk
-        does not keep results here."""
-        try:
-            os.makedirs(self.path(b"out"), 0o700, exist_ok=True)
-            with open(self.path(b"out", b"manifest.json"), "w", encoding="utf-8") as out:
-                out.write('{"v": 1, "run": %s,\n"verdicts": %s,\n"files": ['
-                          % (json.dumps(self.name), json.dumps(found.verdicts)))
-                for place, result in enumerate(itertools.chain(found.found, found.folders)):
-                    sums = result.source.sums.hex() if result.source else ""
-                    row = [result.name, result.size, result.sum256, result.executable, result.mtime / 1e9,
-                           sums]
-                    out.write(",\n%s" % json.dumps(row) if place else "\n" + json.dumps(row))
-                out.write("]}\n")
-        except OSError as error:
-            log("warn", self.ident, "7 no manifest", error=error)
 
 
 def batch_env(command):
@@ -7107,7 +6937,10 @@ def declared_matcher(names, patterns):
 
 # ==== shared: run ====
 # The runner of one command: a wrapper in POSIX sh that starts it at most once, outlives its starter, and
-# notes the end.
+# notes the end; what it has left running; and the removal of what it has left lying.
+MOMENT, MOST_PIDS = 2, 300  # seconds after a start, and pids, in which left-overs are looked for one by one
+EXEC_LOOKS = 20                # at the environment of a process that is in exec, a millisecond apart
+PROCESS_STARTS = [{}]  # {(pid, inode in /proc): start} of the processes that left_overs() saw last
 WRAPPER = r"""#!/bin/sh
 # run CONTROL WORK COMMAND [ARG]...
 # Runs COMMAND at most once, ever, and leaves CONTROL/end when it is over (and CONTROL/told, if somebody told
@@ -7508,6 +7341,155 @@ def wait_end(control, stop, most=0.25):
     finally:
         if alive >= 0:
             os.close(alive)
+
+
+# Cleaning
+
+def remove_tree(path):
+    """Removes a directory (bytes path) with all that is in it, however deep: what is read-only is made
+    writable first, no link is followed. Returns the names of what could not be removed, with the
+    reasons."""
+    left, todo, number, mark = [], [path], 0, os.urandom(8).hex().encode()
+
+    def attempt(what, *words):
+        try:
+            return what(*words)
+        except FileNotFoundError:                      # gone meanwhile
+            return None
+        except OSError as error:
+            return left.append("%s: %s" % (shown(words[0]), error.strerror))
+
+    if not os.path.isdir(path) or os.path.islink(path):
+        attempt(os.unlink, path)
+        return left
+    while todo:                                        # what lies deeper is brought up: no path gets long
+        folder = todo.pop()
+        make_writable(folder)
+        for number, leaf in enumerate(attempt(os.listdir, folder) or (), number + 1):
+            one = os.path.join(folder, leaf)
+            info, higher = attempt(os.lstat, one), os.path.join(path, b".removed.%s.%d" % (mark, number))
+            if info and not stat.S_ISDIR(info.st_mode):
+                attempt(os.unlink, one)
+            elif info and (folder == path or renamed_to(one, higher)):
+                todo.append(one if folder == path else higher)
+            elif info:                                 # another user's
+                left += remove_tree(one)
+        if folder != path:
+            attempt(os.rmdir, folder)
+    attempt(os.rmdir, path)
+    return left
+
+
+def make_writable(folder):
+    """Lets this user change what is in it, if it is this user's."""
+    try:
+        os.chmod(folder, 0o700)
+    except OSError:
+        pass                                           # what cannot be removed tells
+
+
+def renamed_to(folder, higher):
+    """Could the directory be given that name?"""
+    make_writable(folder)
+    try:
+        os.rename(folder, higher)
+        return True
+    except OSError:
+        return False
+
+
+# Left-overs: what a command that has ended has left running in its directory
+
+def pids_since(first, since):
+    """[(pid as bytes, inode of its directory below /proc)] of all processes. If the one with the pid `first`
+    began a moment ago (since: its start, ticks since boot): of those that have begun since, inode 0. The
+    kernel gives one number after the other, also to threads, so a new thread's is the last of them; and a
+    host may have thousands of processes."""
+    made = []
+    if first and seconds_since(since) < MOMENT and hasattr(threading, "get_native_id"):   # Python 3.8
+        thread = threading.Thread(target=lambda: made.append(threading.get_native_id()), daemon=True)
+        thread.start()
+        thread.join()
+    if made and first <= made[0] < first + MOST_PIDS:
+        return [(b"%d" % pid, 0) for pid in range(first, made[0])]
+    with os.scandir(b"/proc") as there:                # a pid that is used again has another inode
+        return [(one.name, one.inode()) for one in there if one.name.isdigit()]
+
+
+def left_overs(work, since, mark, first=0):
+    """{(pid, start)} of the processes that have their current directory, or something open to write, in the
+    directory `work` (bytes). Not of those that were there before the command (start: ticks since boot,
+    `since`: its own, first: its pid), nor of a terminal where somebody looks around: what has a terminal must
+    have the command's mark (bytes) in its environment."""
+    found, before, starts, pids = set(), PROCESS_STARTS[0], {}, pids_since(first, since)
+    for pid in pids:
+        if before.get(pid, since) < since:             # it was there before the command
+            starts[pid] = before[pid]
+            continue
+        try:
+            state, _parent, _session, terminal, start, signal_at_end = stat_of(int(pid[0]))
+            starts[pid] = int(start)
+            # -1: a thread, which /proc does not list but has
+            if (int(start) >= since and state not in b"ZX" and signal_at_end != b"-1"
+                    and works_in(work, pid[0], terminal, mark)):
+                found.add((int(pid[0]), start))
+        except OSError:
+            pass                                       # gone, or another user's
+    if pids and pids[0][1]:
+        PROCESS_STARTS[0] = starts
+    return found
+
+
+def works_in(work, pid, terminal, mark):
+    """Is this process (its number and terminal as bytes) a left-over of the command in work? OSError."""
+    top = b"/proc/" + pid + b"/"
+    return (int(pid) != os.getpid()
+            and any((place + b"/").startswith(work + b"/") for place in places_held_by(top))
+            and (terminal == b"0" or has_mark(top, mark)))
+
+
+def places_held_by(top):
+    """The current directory, and what is open to write, of the process with the directory `top` below
+    /proc. OSError."""
+    yield os.readlink(top + b"cwd")
+    for fd in os.listdir(top + b"fd"):
+        try:
+            if os.lstat(top + b"fd/" + fd).st_mode & 0o200:
+                yield os.readlink(top + b"fd/" + fd)
+        except OSError:
+            pass                                       # closed meanwhile: no other one is missed for it
+
+
+def has_mark(top, mark):
+    """Is mark in the environment of the process with the directory `top` below /proc? OSError."""
+    for _turn in range(EXEC_LOOKS):
+        with open(top + b"environ", "rb") as text:
+            found = text.read()
+        if found or not in_exec(top):
+            break
+        time.sleep(0.001)
+    return mark in found.split(b"\0")
+
+
+def in_exec(top):
+    """Is it just becoming another program? For a moment it shows no environment then, also where it has one.
+    (Fields of /proc/PID/stat: a thread of the kernel has no memory, vsize; env_start, env_end.) OSError."""
+    with open(top + b"stat", "rb") as text:
+        words = text.read().rpartition(b") ")[2].split()
+    return words[20] != b"0" and not words[47] == words[48] != b"0"
+
+
+def end_left_overs(work, since, mark, grace, first=0):
+    """Ends left_overs(): SIGTERM, after `grace` seconds SIGKILL. Returns (how many there were, the pids of
+    what does not end)."""
+    told, until = set(), time.monotonic() + grace
+    while True:
+        there, now = left_overs(work, since, mark, first), time.monotonic()
+        if not there or now > until + KILL_TRIES:
+            return len(told), sorted(pid for pid, start in there)
+        tell_to_end(there if now > until else there - told, now > until)
+        told |= there
+        time.sleep(0.05)
 # ==== end shared ====
 
 
@@ -7561,7 +7543,7 @@ BatchSystem = collections.namedtuple("BatchSystem", (
     "ours",                    # ours(): the argument vector that asks for this user's numbers, where queries
                                # are by number: in the variables of another user's job, rows that look like
                                # ours can stand; None where one query is for all
-    "one_line",                # words that let one connection do for all numbers, in the programs that know it
+    "one_line",                # words by which one connection does for all numbers, where they are known
     "marks",                   # how a job is found whose number is not known: "past" is asked for its mark,
                                # "ours" for its name, None: not at all
     "trim",                    # what takes out of an answer what nobody reads, or None
