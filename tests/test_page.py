@@ -188,7 +188,7 @@ def test_who_sees_what_and_may_do_what(make_world):
     assert viewer.call("POST", "add-calcinfo", {"v": 2, "request_id": "x", "calc-info": {}})[0] == 403
     assert alice.call("GET", "v2/board", {"v": 2, "view": "one", "accept_id": his})[0] == 404
     operator.ok("POST", "cancel-wait-calc", {"v": 2, "accept_id": his, "reason": "wrong input"})
-    assert re.search(r"%s 2 cancel-wait-calc by=eve reason=\"cancelled: wrong input\"" % his, world.relay.text())
+    assert re.search(r"%s 2 cancel-wait-calc by=eve reason=\"cancelled: wrong input\b" % his, world.relay.text())
     operator.ok("POST", "v2/maintenance", {"v": 2, "on": True, "reason": "disk"})
     wait_until(lambda: operator.ok("GET", "v2/board", {"v": 2})["head"]["wrong"][0] == ["maintenance", True, "disk"])
     operator.ok("POST", "v2/maintenance", {"v": 2, "on": False})
