@@ -257,6 +257,7 @@ FIELDS = {
     "code": Field(str, None, "of a kit or a link, good once", range(1, 201)),
     "count": Field(int, PACK_FILES, "how many files", COUNT),
     "cpu": Field(None, None, "seconds of processor that the command took"),
+    "complete": Field(None, None, "true: all inputs are there (calc-params-complete, unless it was told)"),
     "data": Field(None, None, "true: few small files are wanted along with their names"),
     "delete": Field(None, None, "of fielded workflow sides"),
     "digest": Field(str, "", "stands for all pages of a manifest"),
@@ -335,7 +336,7 @@ def routes():
         ("GET", "calc-request"): route(REMOTE, calc_request, ask),                   # as fielded pollers ask
         ("GET", "calc-params"): route(REMOTE, calc_params, "accept_id claim [dirs] [data]"),
         ("POST", "calc-params-complete"): route(REMOTE, calc_params_complete, "accept_id claim"),
-        ("POST", "calc-start"): route(REMOTE, calc_start, "accept_id claim"),
+        ("POST", "calc-start"): route(REMOTE, calc_start, "accept_id claim [complete]"),
         ("POST", "calc-end"): route(REMOTE, calc_end, "accept_id claim result [exit_code] [signal] [reason]"
                                                       " [started] [ended] [cpu] [maxrss]"),
         ("POST", "send-results"): route(REMOTE, send_results, "accept_id claim result_files [missing]"
@@ -491,11 +492,14 @@ def claimed_by_caller(call):
     return row
 
 
-def make_step(call, name, row, **changes):
-    """Makes a step durable. Asked again after it was made: fine. From any other state: 409."""
+def make_step(call, name, row, before=None, **changes):
+    """Makes a step durable. Asked again after it was made: fine. From any other state: 409. before: the step
+    that is made with it, unless it was made already."""
     step, claim = STEP[name], row["claim"]
 
     def work(tx):
+        if before:
+            move(call.relay, tx, STEP[before], row, claim)
         if move(call.relay, tx, step, row, claim if step.role == REMOTE else None, **changes):
             return True
         now = tx.db.execute("SELECT state, claim FROM calculations WHERE seq = ?", (row["seq"],)).fetchone()
@@ -708,7 +712,7 @@ def calc_request(call):
                        http=200, wanted=missed, large=large)
     relay.claims.renew(row, relay.conf["times"]["accept_lease"])
     return dict(calc_info(call, row), message="claimed", accept_id=row["accept_id"], claim=row["claim"],
-                attempt=row["attempt"], lease=relay.conf["times"]["lease"], wanted=missed)
+                attempt=row["attempt"], lease=relay.conf["times"]["lease"], wanted=missed, complete=True)
 
 
 def too_large(call, site, free):
@@ -769,8 +773,10 @@ def calc_params_complete(call):
 
 
 def calc_start(call):
-    """5. The command is about to start: from here on the calculation is never handed out again."""
-    make_step(call, "calc-start", claimed_by_caller(call), started=time.time())
+    """5. The command is about to start: from here on the calculation is never handed out again. complete:
+    4., too: the external computer has all inputs."""
+    make_step(call, "calc-start", claimed_by_caller(call), "calc-params-complete" if call["complete"] else None,
+              started=time.time())
     return {"message": "started"}
 
 

@@ -1746,13 +1746,13 @@ class Carrier:
             if not self.take_inputs(page):
                 return
             fault("inputs here")
-            self.tell_step("calc-params-complete")
-            fault("inputs told")
+            if not self.calc.order.get("complete"):    # a relay that wants it by itself
+                self.tell_step("calc-params-complete")
             log("info", self.calc.accept_id, "4 calc-params-complete", site=self.poller.site)
             if not run.note_starting():
                 return
             self.calc.phase = "running"
-        self.tell_step("calc-start")
+        self.tell_step("calc-start", **({"complete": True} if self.calc.order.get("complete") else {}))
         fault("start told")
         run.start()
 
@@ -1836,9 +1836,10 @@ class Carrier:
         """The names of the inputs that are here already, before it is looked whether they may be."""
         return ()
 
-    def tell_step(self, name):
-        """4. and 5. A step of which there is no more to say."""
-        self.relay.ask("POST", name, {"v": 2, "accept_id": self.calc.accept_id, "claim": self.calc.claim})
+    def tell_step(self, name, **more):
+        """4. and 5. A step of which there is not much to say."""
+        self.relay.ask("POST", name,
+                       dict(more, v=2, accept_id=self.calc.accept_id, claim=self.calc.claim))
 
     def ran_before(self):
         """The latest earlier attempt that was started on this host and for which no person has said rerun
@@ -2254,7 +2255,8 @@ def check_calc_order(found):
              and all(isinstance(text, str) for text in info["result_patterns"])))
     if not all(right for key, right in good):
         raise ValueError("malformed: " + " ".join(key for key, right in good if not right))
-    return dict(order, t=round(time.time(), 3), protocol=2, v=ON_DISK)
+    return dict(order, t=round(time.time(), 3), protocol=2, v=ON_DISK,
+                complete=found.get("complete") is True)
 
 
 def make_spare(base):

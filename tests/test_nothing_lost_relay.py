@@ -328,6 +328,23 @@ def test_a_parked_calc_progress_is_woken_by_every_step(world):
     assert watcher.ok("GET", "calc-status", {"v": 2, "accept_id": accept_id})["message"] == "status:completed"
 
 
+def test_calc_start_makes_step_4_too_if_the_inputs_are_said_to_be_complete(world):
+    client = world.client()
+    accept_id = client.register("hello")
+    found = client.ok("POST", "calc-request", {"v": 2, "site_id": SITE, "poller": "test", "take": "complete-complete"})
+    me = {"v": 2, "accept_id": accept_id, "claim": found["claim"]}
+    assert found["complete"] is True, "what tells a poller that it may"
+    assert client.call("POST", "calc-start", me)[1]["code"] == 409 and world.state_of(accept_id) == relay.SENDING, "not without the word"
+    assert client.call("POST", "calc-start", dict(me, complete=True, claim="1.other"))[1]["code"] == 409 and world.state_of(accept_id) == relay.SENDING
+    for turn in range(2):
+        client.ok("POST", "calc-start", dict(me, complete=True))                     # asked again: the answer was lost
+    assert world.state_of(accept_id) == relay.RUNNING
+    made = [row["step"] for row in world.rows("SELECT step FROM events JOIN past ON past.seq = events.calc WHERE accept_id = ? ORDER BY at", accept_id)]
+    assert made[-2:] == ["calc-params-complete", "calc-start"], made
+    client.ok("POST", "calc-end", dict(me, result="calc end", exit_code=0))
+    assert client.call("POST", "calc-start", dict(me, complete=True))[1]["code"] == 409 and world.state_of(accept_id) == relay.ENDED
+
+
 def test_a_parked_calc_progress_is_woken_by_a_cancel_and_who_asks_sees_it(world):
     client, watcher, asker = world.client(), world.client(), world.client()
     accept_id = client.register("hello")

@@ -28,9 +28,9 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import suite
 from suite import SITE
 
-CALLS = ("add-calcinfo allow-wait-calc calc-request calc-params-complete calc-start calc-end send-results end-send get-calc-result finish files"
+CALLS = ("add-calcinfo allow-wait-calc calc-request calc-start calc-end send-results end-send get-calc-result finish files"
          " heartbeat calc-progress output cancel-wait-calc rerun").split()
-JOBS = ("add-calcinfo", "allow-wait-calc", "calc-request", "calc-params-complete", "calc-start", "calc-end", "calc-end abnormal", "send-results",
+JOBS = ("add-calcinfo", "allow-wait-calc", "calc-request", "calc-start", "calc-end", "calc-end abnormal", "send-results",
         "end-send", "finish", "cancel-wait-calc", "files", "files page", "contact", "lapse", "rerun")
 NOTES = ("starting", "ended", "delivered")
 SCRIPTS = ("mi_dicomapi.py", "mi_system_remote.py", "mi_system_wf.py")
