@@ -775,8 +775,8 @@ def calc_params_complete(call):
 def calc_start(call):
     """5. The command is about to start: from here on the calculation is never handed out again. complete:
     4., too: the external computer has all inputs."""
-    make_step(call, "calc-start", claimed_by_caller(call), "calc-params-complete" if call["complete"] else None,
-              started=time.time())
+    make_step(call, "calc-start", claimed_by_caller(call),
+              "calc-params-complete" if call["complete"] else None, started=time.time())
     return {"message": "started"}
 
 
