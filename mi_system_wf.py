@@ -3244,10 +3244,10 @@ class HttpAnswer:
         told = set(self.headers.get("content-length", "").replace(" ", "").split(","))
         if self.chunked or told == {""}:
             self.length = None
-        elif len(told) == 1 and min(told).isdecimal():
+        elif len(told) == 1 and min(told).isdecimal() and len(min(told)) < 19:
             self.length = int(min(told))
         else:
-            raise ConnectionError("not an HTTP answer: Content-Length %s" % ", ".join(told))
+            raise ConnectionError("not an HTTP answer: Content-Length %r" % ", ".join(sorted(told))[:100])
         if self.status in (204, 304):
             self.length = 0
         words = self.headers.get("connection", "").lower()
@@ -3273,14 +3273,16 @@ class HttpAnswer:
     def next_chunk(self):
         """Reads the line in front of a chunk; of the last one, which is empty, also what stands behind it."""
         line = self.source.readline(MOST_HEAD).strip() or self.source.readline(MOST_HEAD)
-        try:
-            self.chunk = int(b"0x" + line.partition(b";")[0], 16)
-        except ValueError:
+        length = line.partition(b";")[0].strip()
+        if not re.match(b"[0-9A-Fa-f]{1,15}\\Z", length):
             raise ConnectionError("cut off")
-        if not self.chunk:
-            while self.source.readline(MOST_HEAD).strip():
-                pass
-            self.length = 0
+        self.chunk, turn = int(length, 16), 0
+        while not self.chunk and self.length is None:
+            turn += 1
+            if not self.source.readline(MOST_HEAD).strip():
+                self.length = 0
+            elif turn > 100:
+                raise ConnectionError("an answer without end")
 
 
 def read_head(source):

@@ -164,7 +164,9 @@ HEADS = {                      # the head of an answer: (status, bytes of its bo
     b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70000: "an answer without end",
     b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20000: "an answer without end",
     b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n": "Content-Length",
-    b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n": "Content-Length -5",
+    b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n": "Content-Length '-5'",
+    b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n": "Content-Length '999",
+    b"HTTP/1.1 200 OK\r\nContent-Length: \x1b[2J\r\n\r\n": "Content-Length '\\x1b[2J'",
     "HTTP/1.1 200 OK\r\nContent-Length: \u00b2\r\n\r\n".encode("latin-1"): "Content-Length",
     b"\x15\x03\x03\x00\x02\x02F\n\n": "not an HTTP answer",
     b"HTTP/2 200\r\n\r\n": "not an HTTP answer",
@@ -180,6 +182,30 @@ def test_the_head_of_an_answer_says_what_is_due_or_is_none():
         except ConnectionError as error:
             found = str(error)
         assert found == wanted or isinstance(wanted, str) and wanted in found, (head[:200], found)
+
+
+CHUNKS = {                     # a body in chunks: what it is, or what is said of it
+    b"3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n": b"abcde",
+    b"3\r\nabc\r\n0\r\nX: y\r\n\r\n": b"abc",
+    b"3\r\nabc\r\n": "cut off",
+    b"3\r\nab": "cut off",
+    b"-3\r\nabc\r\n0\r\n\r\n": "cut off",
+    b"_3\r\nabc\r\n0\r\n\r\n": "cut off",
+    b"0x3\r\nabc\r\n0\r\n\r\n": "cut off",
+    b"f" * 5000 + b"\r\nabc": "cut off",
+    b"0\r\n" + b"X: y\r\n" * 1000: "an answer without end"}
+
+
+def test_a_body_in_chunks_is_read_to_its_end_or_not_believed():
+    for body, wanted in CHUNKS.items():
+        found, view = b"", memoryview(bytearray(100))
+        try:
+            answer = wf.HttpAnswer(io.BufferedReader(io.BytesIO(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body)))
+            for got in iter(lambda: answer.readinto(view), 0):
+                found += view[:got]
+        except ConnectionError as error:
+            found = str(error)
+        assert found == wanted, (body[:200], found)
 
 
 def test_nothing_that_is_not_one_line_goes_into_the_head_of_a_request(make):
