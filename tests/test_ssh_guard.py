@@ -70,11 +70,11 @@ def test_large_and_many_files_streams_and_lost_lines_pass_the_guard(lab, tmp_pat
 
 def test_inputs_go_on_through_the_guard_when_the_line_was_lost(lab, tmp_path):
     shutil.copy(lab.path("ini"), str(tmp_path / "mi_distributed_computing_assist.ini"))
-    (tmp_path / "a").write_bytes(os.urandom(64 << 20))             # 32 pieces
-    one = Stepwise(lab, tmp_path, ["piece 20"], "run", "guarded", "work.sh abc", "--in", "a", "--streams", "2")
-    one.reached("piece 20")
+    (tmp_path / "a").write_bytes(os.urandom(64 << 20))             # 64 pieces
+    one = Stepwise(lab, tmp_path, ["piece 40"], "run", "guarded", "work.sh abc", "--in", "a", "--streams", "2")
+    one.reached("piece 40")
     lab.cut()
-    one.go("piece 20")
+    one.go("piece 40")
     code, out = one.finish()
     assert code == 3 and int(re.search(r"4 inputs files=1 bytes=(\d+)", out).group(1)) <= 32 << 20, out
     assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
