@@ -67,6 +67,7 @@ def ini_section(text, keys):
     before = ""
     for key, (kind, default, meaning) in keys.items():
         value = {True: "yes", False: "no"}.get(default, default or "") if type(default) in (bool, str, int) else ""
+        value = "%gs" % default if type(default) is float else value
         value, old = found.get(key, (value, None))
         new = "".join(line + "\n" for line in ini_lines(key, value, meaning))
         text = text.replace(old, new, 1) if old else text.replace(before, before + new, 1)

@@ -521,13 +521,13 @@ def test_an_owners_name_rules_mean_what_fnmatch_means():
     assert len(seen) == 4
 
 
-READ = {"mi_dicomapi.py": {"LD_LIBRARY_PATH"},             # the demo hands it to the Python of its command
+READ = {"mi_dicomapi.py": {"LD_LIBRARY_PATH", "STATE_DIRECTORY"},            # the demo hands it to the Python of its command; systemd's, of notify
         "mi_system_wf.py": {"MI_DISTCOMP_TOKEN", "CREDENTIALS_DIRECTORY", "REQUESTS_CA_BUNDLE", "XDG_STATE_HOME", "no_proxy",
                                                            "NO_PROXY"},
         "mi_system_remote.py": {"MI_DISTCOMP_TOKEN", "CREDENTIALS_DIRECTORY", "XDG_STATE_HOME", "AUTHENTICATION_OPERATOR", "REQUESTS_CA_BUNDLE", "no_proxy",
                                 "NO_PROXY"},
         "execute_remote_command.py": {"XDG_STATE_HOME", "MISYSTEM_SITEID", "SSH_CONNECTION", "SSH_ORIGINAL_COMMAND", "SHELL"}}
-ALL = {"LC_ALL", "LC_MESSAGES", "LANG", "JOURNAL_STREAM", "PATH"}
+ALL = {"LC_ALL", "LC_MESSAGES", "LANG", "JOURNAL_STREAM", "PATH", "NO_COLOR", "TERM"}
 
 
 @pytest.mark.parametrize("name", sorted(READ))
