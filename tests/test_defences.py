@@ -338,7 +338,7 @@ DEFENCES = {
     "another user": (other_user, [(RELAY, 'if (row["user"] == call.caller.user or all_users & call.caller.roles)\n             and ', "if ")]),
     "who only looks": (only_looks, [(RELAY, "{OPERATOR, VIEWER} if reading else {OPERATOR}", "{OPERATOR, VIEWER}")]),
     "another page": (another_page, [(RELAY, "        check_origin(call)\n", "")]),
-    "another site": (other_site, [(RELAY, "    check_site(call, site)\n    relay.fielded.v1_sites", "    relay.fielded.v1_sites")]),
+    "another site": (other_site, [(RELAY, "    check_site(call, site)\n    have = call", "    have = call")]),
     "another site, fielded": (fielded_other_site, [(RELAY, 'return found[0] if found and token_covers(call.caller, found[0]["site"]) else None', "return found[0] if found else None")]),
     "fielded bodies before they come": (fielded_body, [(RELAY, "                check(call, self.length + call.relay.quotas.arriving[self.user])\n", "")]),
     "keys that are the relay's": (kept_keys, [(RELAY, '"result_patterns",\n            "rerun")', '"result_patterns")')]),

@@ -182,7 +182,7 @@ MUTATIONS = {
     "answer before the commit": (dies_before_the_commit, [], [
         (RELAY, '                fault(request.name + " uncommitted")\n', '                request.done.release()\n                time.sleep(0.3)\n'
                 '                fault(request.name + " uncommitted")\n'),
-        (RELAY, "                        hook()\n                request.done.release()\n", "                        hook()\n")]),
+        (RELAY, "                hook()\n        self.done.release()\n", "                hook()\n")]),
     "mv ready start guard off": (doubled_start, [], [(POLLER, 'mv "$c/ready" "$c/start" 2>/dev/null || exit 75', 'mv "$c/ready" "$c/start" 2>/dev/null || :')]),
     "starting of another boot not looked at": (power_cut, [], [(POLLER, 'if not starting or starting["boot"] == boot_id() or starting.get("batch", "none") != "none":', "if True:")]),
     "outbox forgotten": (finished_while_the_relay_was_not_told, [], [
