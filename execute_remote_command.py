@@ -6174,7 +6174,8 @@ def check_guard(options):
     except Stop as stop:
         return [(False, str(stop) + elsewhere)]
     rows, commands = [(True, _("the guard's rules: %s") % rules["ini"])], list(rules["commands"].values())
-    if not commands and not lines_there:
+    untouched = rules["ssh guard"] == default_values(INI_KEYS["ssh guard"])
+    if untouched and not commands and not lines_there:
         return [(False, _("no guard is here: %s has no [command NAME], %s no key line") % (rules["ini"], keys)
                  + elsewhere)]
     names = ", ".join("command " + command["name"] for command in commands)
