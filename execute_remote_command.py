@@ -2125,13 +2125,25 @@ class Place:
         self.last = name, here
         return here
 
-    def open_input(self, name, fresh):
-        """A descriptor of the input `name` (text) to write to. fresh: in place of what is there."""
+    def open_new_input(self):
+        """A descriptor to write an input to that comes in one, for put_in_place(): a session that is ended
+        meanwhile leaves what was there before."""
+        self.count_bytes(ENTRY_COST)
+        path = self.path(b"put.%d" % os.getpid())
+        unlink_if_there(path)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | PLAINLY, 0o600)
+
+    def put_in_place(self, fd, name):
+        """The input `name` (text) is what was written to this descriptor; its mark."""
+        parts = utf8(name).split(b"/")
+        os.rename(self.path(b"put.%d" % os.getpid()), parts[-1], dst_dir_fd=self.open_folder(parts[:-1]))
+        return mark_of(os.fstat(fd))
+
+    def open_input(self, name):
+        """A descriptor of the input `name` (text) to write pieces to."""
         self.count_bytes(ENTRY_COST)
         parts = utf8(name).split(b"/")
         folder, how = self.open_folder(parts[:-1]), os.O_WRONLY | os.O_CREAT | PLAINLY
-        if fresh:
-            unlink_if_there(parts[-1], folder)
         try:
             fd = os.open(parts[-1], how, 0o600, dir_fd=folder)
         except PermissionError:                        # read-only by now: once more, as the answer was lost
@@ -2460,6 +2472,7 @@ class Door:
         self.wire.say(dict(told, took=int((time.monotonic() - began) * 1e6), **more))
 
     def do_put(self, size, files=None, name=None, at=None, length=None, end=None):
+        import hashlib
         self.put_on()
         if files is None:
             return self.put_piece(size, name, at, length, end)
@@ -2472,10 +2485,11 @@ class Door:
                 sums.append("")
                 marks.append((name, ()))
                 continue
-            fd = self.place.open_input(name, True)
+            fd = self.place.open_new_input()
             try:
-                sums.append(self.receive_into(fd, 0, bytes_of))
-                marks.append((name, self.place.complete_input(fd, bytes_of, mode, mtime)))
+                sums.append(self.receive_into(fd, 0, bytes_of, hashlib.sha256()))
+                self.place.complete_input(fd, bytes_of, mode, mtime)
+                marks.append((name, self.place.put_in_place(fd, name)))
             finally:
                 os.close(fd)
         self.place.note_inputs(marks)
@@ -2493,7 +2507,7 @@ class Door:
         import hashlib
         if end is None and at is None or at is None and size:
             raise Refusal("refused", "put: bytes without a place")
-        sums, fd = [], self.place.open_input(name, False)
+        sums, fd = [], self.place.open_input(name)
         try:
             if length is not None:
                 packed = b"".join(map(bytes, self.wire.blocks(min(size, UNPACKED_MOST + 65536))))
@@ -2505,7 +2519,7 @@ class Door:
                 self.write_at(fd, data, at)
                 sums = [hashlib.sha256(data).hexdigest()]
             elif at is not None:
-                sums = [self.receive_into(fd, at, size)]
+                sums = [self.receive_into(fd, at, size, hashlib.sha256())]
             if end is not None:
                 self.place.count_bytes(0, end[0])
                 self.place.note_inputs([(name, self.place.complete_input(fd, *end))])
@@ -2513,10 +2527,8 @@ class Door:
             os.close(fd)
         self.wire.say({"sums": sums})
 
-    def receive_into(self, fd, at, size):
-        """The next `size` bytes that come, into a file; their sum."""
-        import hashlib
-        digest = hashlib.sha256()
+    def receive_into(self, fd, at, size, digest):
+        """The next `size` bytes that come, into a file; their sum, by this digest."""
         for data in self.wire.blocks(size):
             self.put_on()                              # it may have waited long
             digest.update(data)

@@ -268,7 +268,7 @@ def test_results_that_change_again_and_again_do_not_hold_the_rest_back(tmp_path)
                       "code = 'import sys, time, itertools\\nuntil = time.time() + 40\\n'\\\n"
                       "       'for turn in itertools.count():\\n for n in range(12):\\n  open(\"%%s/r%%d\" %% (sys.argv[1], n), \"r+\").write(str(turn %% 10) * 50000)\\n'\\\n"
                       "       ' if time.time() > until: break\\n'\n"
-                      "subprocess.Popen([sys.executable, '-c', code, os.getcwd()], cwd='/', start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
+                      "for n in range(3): subprocess.Popen([sys.executable, '-c', code, os.getcwd()], cwd='/', start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
                       "import time; time.sleep(0.3)\n" % suite.PYTHON)
     script.chmod(0o755)
     try:

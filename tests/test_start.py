@@ -133,6 +133,9 @@ def test_no_module_is_taken_from_beside_the_script_or_from_where_it_is_started(t
         for python in sorted(pythons()) if way == "as most do" else [suite.PYTHON]:
             code, text = places.run(python=python, options=options, **env)
             assert not ran.exists() and code in (64, 69, 78), (way, python, text, ran.exists() and ran.read_text())
+    runs = subprocess.run([suite.PYTHON, "-c", "import runpy, sys; print(*sys.modules)"], stdout=subprocess.PIPE).stdout.decode().split()
+    for path in [path for path in places.folders["here"].glob("*.py") if path.stem in runs]:
+        path.unlink()                                  # what Python's own -m loads, from the current directory too, is not ours either
     shutil.copy(suite.script(places.script), str(places.folders["here"]))
     for words in ([str(link)], ["-m", places.script[:-3]]):
         done = subprocess.run([suite.PYTHON] + words + ["--version"], cwd=str(places.folders["here"]), env=suite.clean_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
