@@ -109,7 +109,7 @@ if ! "$python" -c "import $imports" 2>/dev/null; then
     "$python" -m pip install -q $(echo $modules | sed 's/xdist/pytest-xdist/') || { echo "tests/run.sh: pip cannot install" $modules "(network? PIP_INDEX_URL?)" >&2; exit 69; }
 fi
 chosen=$#
-[ $chosen -gt 0 ] || set -- -n 2 --dist loadfile --no-loadscope-reorder tests          # most tests wait more than they work
+[ $chosen -gt 0 ] || set -- -n 3 --dist loadfile --no-loadscope-reorder tests          # most tests wait more than they work
 "$python" -m pytest -q -rfEs -p no:cacheprovider "$@"
 if [ $chosen = 0 ] && [ "${MI_TEST_BENCH:-yes}" = yes ]; then
     for bench in latency throughput files polls page fielded hostile ssh_run ssh_transfer; do
