@@ -703,7 +703,7 @@ ANY_NAME = ("        return check_name(value) is value\n", "        return isins
 ANY_STATE = ("    if state not in told.states:\n", "    if False:\n")
 ATTACKS = [                    # (attack, ini, the check to take out, what to put there, and again where more than one check stands in the way)
     (outside_write, "") + ANY_NAME,
-    (absolute_write, "") + ANY_NAME + ("        parts = utf8(name).split(b\"/\")\n        folder, how", "        parts = [utf8(name)]\n        folder, how"),
+    (absolute_write, "") + ANY_NAME + ("        parts = utf8(name).split(b\"/\")\n        os.rename(", "        parts = [utf8(name)]\n        os.rename("),
     (write_through_a_link, "", "there = os.open(part, os.O_RDONLY | FOLDER_FLAGS, dir_fd=here)", "there = os.open(part, os.O_RDONLY, dir_fd=here)"),
     (write_onto(os.symlink), "", "os.O_WRONLY | os.O_CREAT | PLAINLY", "os.O_WRONLY | os.O_CREAT"),
     (write_onto(os.link), "", "        if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:\n            os.close(fd)\n            raise Refusal(",
