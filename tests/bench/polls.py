@@ -163,6 +163,7 @@ def fill(world, rows):
         ((str(uuid.uuid4()), suite.USER if n % 10 == 0 else "user-%d" % (n % 500), "r%d" % n,
           suite.SITE if n % 4 == 0 else "site-%d" % (n % 100), info, "registered" if n % 2 == 0 else "allowed", now, now, None if n % 2 == 0 else now)
          for n in range(rows)))
+    db.execute("INSERT INTO past SELECT seq, accept_id, user, site, command, registered FROM calculations")          # which gives the numbers
     db.commit()
     db.close()
 
