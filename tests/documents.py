@@ -61,14 +61,21 @@ def ini_lines(key, value, meaning):
                          break_long_words=False, break_on_hyphens=False)
 
 
+def as_written(default):
+    """A key's default, as an ini says it."""
+    if type(default) is bool:
+        return "yes" if default else "no"
+    if type(default) is float:
+        return "%gs" % default
+    return default or "" if type(default) in (str, int) else ""
+
+
 def ini_section(text, keys):
     """The lines of a section (all behind its head), as the table of its keys has it."""
     found = {one.group(1): (one.group(2), one.group(0)) for one in re.finditer(r"^# ([a-z_]\w*) = ?(.*?)(?:  +\(.*)?\n(?:#    +.*\n)*", text, re.M)}
     before = ""
     for key, (kind, default, meaning) in keys.items():
-        value = {True: "yes", False: "no"}.get(default, default or "") if type(default) in (bool, str, int) else ""
-        value = "%gs" % default if type(default) is float else value
-        value, old = found.get(key, (value, None))
+        value, old = found.get(key, (as_written(default), None))
         new = "".join(line + "\n" for line in ini_lines(key, value, meaning))
         text = text.replace(old, new, 1) if old else text.replace(before, before + new, 1)
         before = new

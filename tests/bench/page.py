@@ -92,7 +92,7 @@ def waking(world, seconds):
 
 def viewers(figures, world, seconds):
     """What ten of them cost while nothing changes, and while ten calculations a second do."""
-    before = [entry for entry in waking(world, 2)[0]]
+    before = waking(world, 2)[0]
     alone, share = waking(world, seconds)
     watched = Viewers(world, 10)
     time.sleep(2)
