@@ -3174,18 +3174,12 @@ CONDITIONS_EVERY = 5           # seconds between two looks for whoever waits for
 ENDS = tuple(step.name for step in STEPS if step.to == GOT)
 
 
-def in_words(kind, facts):
-    """{language: text} of a condition."""
-    text = CONDITIONS[kind].text
-    return {"en": printable(text % facts), "ja": printable(JA.get(text, text) % facts)}
-
-
 def condition(kind, name="", since=None, level=1, why="", **facts):
     """A condition that holds: its key, whom it concerns, since when, in words. A higher level is told anew.
     why: a text, or that of a cause in both languages."""
     facts = dict({"site": "", "user": "", "id": ""}, **facts)
     why = why if isinstance(why, dict) else {"en": why, "ja": why}
-    text = {lang: in_words(kind, dict(facts, why=why[lang]))[lang] for lang in why}
+    text = {lang: in_both(CONDITIONS[kind].text, dict(facts, why=why[lang]))[lang] for lang in why}
     return {"key": kind + (name and ":" + name), "kind": kind, "to": CONDITIONS[kind].to,
             "site": facts["site"], "user": facts["user"], "since": since, "level": level, "text": text,
             "command": CONDITIONS[kind].command % facts}
