@@ -2985,16 +2985,14 @@ def summed(found, sites):
 def figures_of_sites(relay):
     """Families of what is known of each site."""
     meter, now, sites = relay.meter, time.time(), frozenset(relay.conf["RemoteSites"]["remote_site_ids"])
-    states = {(site, user, state): number for (site, user, state), number in list(meter.states.items())}
     places = collections.Counter()
-    for (site, user, state), number in states.items():
+    for (site, user, state), number in list(meter.states.items()):
         places[site, ("state", state)] += number
-    oldest, reasons = waiting_figures(relay, [key[:2] + (number,) for key, number in states.items()
-                                              if key[2] == ALLOWED and number], now)
+    oldest, reasons = waiting_figures(relay, now)
     stand = SiteFigures(relay, sites, now)
     rows = [("calculations", "gauge", "calculations that are kept, by state", places),
             ("waiting_oldest_seconds", "gauge", "how long the first in the queue of a site has waited; 0"
-             " without one", {(site,): oldest.get(site, 0) for site in {key[0] for key in states}}),
+             " without one", {(site,): oldest.get(site, 0) for site in {key[0] for key in places}}),
             ("waiting_reason", "gauge", "calculations that wait, by why the first of their queue does (the"
              " codes of explain)", reasons),
             ("site_last_contact_timestamp_seconds", "gauge", "when a poller of the site was heard last",
@@ -3014,16 +3012,25 @@ def figures_of_sites(relay):
     return [(name, kind, text, summed(found, sites)) for name, kind, text, found in rows]
 
 
-def waiting_figures(relay, queues, now):
-    """({site: seconds that the first of its queues has waited}, {(site, ("code", why)): how many wait}) of
-    [(site, user, how many wait)]. What is asked of the database is the first of each queue."""
+def queues(relay):
+    """[(the first calculation that waits, a row of BRIEF; how many wait)] of each site and user. Nothing else
+    is asked of the database."""
+    found = []
+    for (site, user, state), number in list(relay.meter.states.items()):
+        if state == ALLOWED and number:
+            rows = relay.store.read("SELECT %s FROM calculations WHERE site = ? AND state = ? AND user = ?"
+                                    " ORDER BY seq LIMIT 1" % BRIEF, site, state, user)
+            found += [(row, number) for row in rows]
+    return found
+
+
+def waiting_figures(relay, now):
+    """({site: seconds that the first of its queues has waited}, {(site, ("code", why)): how many wait})."""
     oldest, reasons = {}, collections.Counter()
-    for site, user, number in queues:
-        found = relay.store.read("SELECT %s FROM calculations WHERE site = ? AND state = ? AND user = ? ORDER"
-                                 " BY seq LIMIT 1" % BRIEF, site, ALLOWED, user)
-        for row in found:
-            oldest[site] = max(oldest.get(site, 0), round(now - (row["allowed"] or now)))
-            reasons[site, ("code", cause_of(Facts(relay, row)).code)] += number
+    for row, number in queues(relay):
+        site = row["site"]
+        oldest[site] = max(oldest.get(site, 0), round(now - (row["allowed"] or now)))
+        reasons[site, ("code", cause_of(Facts(relay, row)).code)] += number
     return oldest, reasons
 
 
@@ -3260,16 +3267,11 @@ def conditions_of_tokens(relay, now):
 def waits_of(relay, now):
     """For each queue: since when its first one waits, and why."""
     found = []
-    for (site, user, state), number in list(relay.meter.states.items()):
-        rows = relay.store.read("SELECT %s FROM calculations WHERE site = ? AND state = ? AND user = ? ORDER"
-                                " BY seq LIMIT 1" % BRIEF, site, state, user) if (
-            state == ALLOWED and number) else ()
-        for row in rows:
-            facts = Facts(relay, row)
-            since = row["allowed"] or now
-            found.append(condition("waits", "%s:%s" % (site, user), since, count=number, id=row["accept_id"],
-                                   site=site, user=user, day=local_time(since),
-                                   why=in_both(cause_of(facts).text, facts)))
+    for row, number in queues(relay):
+        facts, since = Facts(relay, row), row["allowed"] or now
+        found.append(condition("waits", "%s:%s" % (facts.site, facts.user), since, count=number, id=facts.id,
+                               site=facts.site, user=facts.user, day=local_time(since),
+                               why=in_both(cause_of(facts).text, facts)))
     return found
 
 
