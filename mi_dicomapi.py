@@ -6639,7 +6639,6 @@ class Notifier:
 
     def message(self, recipient, things):
         """All that waits for a recipient, for the hook. id: the same, if it has to be told again."""
-        to, _blank, name = recipient.partition(" ")
         lines = [line_of(one) for one in things]
         more = sum(one.get("more", 0) for one in things)
         lines += [_("and %d more") % more] if more else []
@@ -6648,9 +6647,8 @@ class Notifier:
         text = "\n".join(lines) + "\n"
         subject = lines[0].split("\n")[0]
         subject = subject if len(things) == 1 else _("%d things to know") % (len(things) + more)
-        return {"v": 1, "id": hashlib.sha256((recipient + text).encode("utf-8")).hexdigest()[:32], "to": to,
-                "site": name if to == ADMINS else "", "user": name if to == RESEARCHERS else "",
-                "subject": "[mi_distcomp] " + subject[:150], "text": text, "things": things, "test": False}
+        return message_for(recipient, hashlib.sha256((recipient + text).encode("utf-8")).hexdigest()[:32],
+                           subject, text, things)
 
     def tell(self, now, run, keep):
         """Tells who may be told: run(message) starts the hook (None: done, or why not), keep() puts the state
@@ -6672,6 +6670,14 @@ class Notifier:
 
 def line_of(one):
     """A thing for people."""
+def message_for(recipient, number, subject, text, things, test=False):
+    """A message as the hook gets it. recipient: `operators`, `admins SITE`, `researchers USER`."""
+    to, _blank, name = recipient.partition(" ")
+    return {"v": 1, "id": number, "to": to, "site": name if to == ADMINS else "",
+            "user": name if to == RESEARCHERS else "", "subject": "[mi_distcomp] " + subject[:150],
+            "text": text, "things": things, "test": test}
+
+
     text = one["text"].get(SAY["lang"], one["text"]["en"])
     text = _("over: %s") % text if one["what"] == "over" else text
     return text + ("\n    " + one["command"] if one["command"] and one["what"] != "over" else "")
@@ -6852,13 +6858,11 @@ def test_notify(keys, line, options):
         rows.append((True, _("the relay answers, and takes the token")))
     except (OSError, ValueError) as error:
         rows.append((False, "%s: %s" % (keys["url"], getattr(error, "strerror", None) or error)))
-    for to in (OPERATORS, ADMINS, RESEARCHERS):
+    for recipient in (OPERATORS, ADMINS + " SITE", RESEARCHERS + " USER"):
         text = _("a test: nothing has happened")
-        message = {"v": 1, "id": os.urandom(16).hex(), "to": to, "site": "SITE" if to == ADMINS else "",
-                   "user": "USER" if to == RESEARCHERS else "", "subject": "[mi_distcomp] " + text,
-                   "text": text + "\n", "things": [], "test": True}
+        message = message_for(recipient, os.urandom(16).hex(), text, text + "\n", [], test=True)
         why = run_hook(keys["hook"], message, keys["time_limit"])
-        rows.append((why is None, _("hook, for %s: %s") % (to, why or "ok")))
+        rows.append((why is None, _("hook, for %s: %s") % (message["to"], why or "ok")))
     return print_findings(rows, options.json)
 
 
