@@ -6566,6 +6566,8 @@ class Notifier:
     def __init__(self, keys, state):
         self.keys = keys
         self.state = state
+        self.known = ""                                # the relay's mark of what held, while it answers
+        self.telling = False
         self.open = state.setdefault("open", {})       # {key: {first, seen, told (level), one (condition)}}
         self.queue = state.setdefault("queue", {})     # {recipient: [things]}
         self.sent = state.setdefault("sent", {})       # {recipient: [when]}
@@ -6575,7 +6577,7 @@ class Notifier:
     def take(self, answer, now):
         """What the relay has answered."""
         self.state["after"] = answer["after"]
-        self.state["known"] = answer["known"]
+        self.known = answer["known"]
         for one in answer["ended"]:
             if one["user"] in self.keys["researchers"]:
                 self.put(one, "ended", now)
@@ -6583,7 +6585,7 @@ class Notifier:
 
     def away(self, why, now):
         """The relay does not answer: that holds, and whatever held before, as far as is known."""
-        self.state["known"] = ""
+        self.known = ""
         held = [found["one"] for key, found in self.open.items() if found["seen"] == self.state.get("seen")]
         one = condition("relay", why=printable(why)[:300])
         self.hold([other for other in held if other["kind"] != "relay"] + [one], now)
@@ -6668,8 +6670,6 @@ class Notifier:
             keep()
 
 
-def line_of(one):
-    """A thing for people."""
 def message_for(recipient, number, subject, text, things, test=False):
     """A message as the hook gets it. recipient: `operators`, `admins SITE`, `researchers USER`."""
     to, _blank, name = recipient.partition(" ")
@@ -6678,6 +6678,8 @@ def message_for(recipient, number, subject, text, things, test=False):
             "text": text, "things": things, "test": test}
 
 
+def line_of(one):
+    """A thing for people."""
     text = one["text"].get(SAY["lang"], one["text"]["en"])
     text = _("over: %s") % text if one["what"] == "over" else text
     return text + ("\n    " + one["command"] if one["command"] and one["what"] != "over" else "")
@@ -6793,9 +6795,9 @@ def notify_forever(notifier, line, keep):
     keys, stopping = notifier.keys, []
 
     def stop(number, frame):
-        stopping.append(number)
-        if not notifier.state.get("telling"):
-            raise Stop(EX_INTERRUPT if number == signal.SIGINT else 0, "")
+        stopping.append(Stop(EX_INTERRUPT if number == signal.SIGINT else 0, ""))
+        if not notifier.telling:
+            raise stopping[0]
 
     def run(message):
         return run_hook(keys["hook"], message, keys["time_limit"])
@@ -6803,24 +6805,23 @@ def notify_forever(notifier, line, keep):
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     while True:
-        known = notifier.state.get("known") or ""
-        wait = notifier.patience(time.time()) if known else 0
+        wait = notifier.patience(time.time()) if notifier.known else 0
         why = ""
         try:
-            answer = line.ask(after=notifier.state["after"], known=known, wait=wait)
+            answer = line.ask(after=notifier.state["after"], known=notifier.known, wait=wait)
         except (OSError, ValueError) as error:
             why = str(getattr(error, "strerror", None) or error)
             log("warn", None, "relay", away=why)
-        notifier.state["telling"] = True
+        notifier.telling = True
         if why:
             notifier.away(why, time.time())
         else:
             notifier.take(answer, time.time())
         keep()
         notifier.tell(time.time(), run, keep)
-        notifier.state["telling"] = False
+        notifier.telling = False
         if stopping:
-            raise Stop(EX_INTERRUPT if stopping[0] == signal.SIGINT else 0, "")
+            raise stopping[0]
         time.sleep(ALL_AWAY if why else CONDITIONS_EVERY)
 
 
@@ -6841,9 +6842,8 @@ def read_notes(folder):
 def write_notes(folder, state):
     """Puts them there, whole or not at all."""
     path = os.path.join(utf8(folder), b"notes")
-    kept = {key: value for key, value in state.items() if key not in ("telling", "known")}
     with open(path + b".new", "w", encoding="utf-8") as out:
-        json.dump(dict(kept, v=1), out)
+        json.dump(dict(state, v=1), out)
         out.flush()
         os.fsync(out.fileno())
     os.rename(path + b".new", path)
