@@ -5682,10 +5682,19 @@ def tls_context(server):
 def certificate_end(path):
     """When the certificate in a PEM file ends, in seconds since the epoch; None if that cannot be known."""
     try:
-        return ssl.cert_time_to_seconds(ssl._ssl._test_decode_cert(path)["notAfter"]) if path else None
+        return ssl.cert_time_to_seconds(certificate_of(path)["notAfter"]) if path else None
     except (AttributeError, KeyError, ValueError, OSError):
-        forget_tls_errors()
         return None
+
+
+def certificate_of(path):
+    """The certificate in a PEM file, as the ssl module tells it. OSError if there is none, AttributeError
+    where this Python knows no way to look."""
+    try:
+        return ssl._ssl._test_decode_cert(path)
+    except OSError:
+        forget_tls_errors()
+        raise
 
 
 def forget_tls_errors():
@@ -5695,6 +5704,11 @@ def forget_tls_errors():
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).set_ciphers("-")
     except ssl.SSLError:
         pass
+
+
+def dns_names(certificate):
+    """The names of hosts, no patterns, that a certificate is for."""
+    return [name for kind, name in certificate.get("subjectAltName", ()) if kind == "DNS" and "*" not in name]
 
 
 def level(text):
@@ -5989,16 +6003,15 @@ def check_certificate(server):
         return [(True if server["auth"] == "gateway" else None, text)]
     try:
         tls_context(server)
-        found = ssl._ssl._test_decode_cert(server["certfile"])
+        found = certificate_of(server["certfile"])
     except (Stop, OSError, AttributeError) as error:
         return [(False, str(error))]
     rows = [finding_of_certificate(found, server["certfile"])]
-    for kind, name in found.get("subjectAltName", ()):
-        if kind == "DNS" and "*" not in name:
-            try:
-                socket.getaddrinfo(name, server["portnumber"])
-            except (OSError, UnicodeError):
-                rows.append((None, _("certificate: %s is not known here (DNS); clients need it") % name))
+    for name in dns_names(found):
+        try:
+            socket.getaddrinfo(name, server["portnumber"])
+        except (OSError, UnicodeError):
+            rows.append((None, _("certificate: %s is not known here (DNS); clients need it") % name))
     return rows
 
 
@@ -6459,10 +6472,9 @@ def cmd_page_link(options):
 def page_host(server):
     """The name by which a browser reaches the relay: the certificate's first one, or the address."""
     try:
-        found = ssl._ssl._test_decode_cert(server["certfile"]).get("subjectAltName", ())
+        names = dns_names(certificate_of(server["certfile"]))
     except (AttributeError, ValueError, OSError):
-        found = ()
-    names = [name for kind, name in found if kind == "DNS" and "*" not in name]
+        names = []
     address = socket.getfqdn() if server["ipaddress"] in ("0.0.0.0", "::") else server["ipaddress"]
     return (names or ["[%s]" % address if ":" in address else address])[0]
 
@@ -7063,7 +7075,7 @@ def names_in(path):
     """The hosts that a certificate is for, as names_of() has them. 78 if it is for none."""
     import ipaddress
     try:
-        found = ssl._ssl._test_decode_cert(path).get("subjectAltName", ())
+        found = certificate_of(path).get("subjectAltName", ())
     except (OSError, AttributeError) as error:
         raise Stop(EX_CONFIG, "%s: %s" % (path, error))
     hosts = [str(ipaddress.ip_address(name.strip())) if kind == "IP Address" else name
@@ -7124,8 +7136,7 @@ def make_certificate(root, into, hosts):
 
 def days_left(path):
     """For so many days (float) the certificate is good yet."""
-    end = ssl.cert_time_to_seconds(ssl._ssl._test_decode_cert(path)["notAfter"])
-    return (end - time.time()) / 86400
+    return (ssl.cert_time_to_seconds(certificate_of(path)["notAfter"]) - time.time()) / 86400
 
 
 def renew_certificate(root, ini, names):
