@@ -10299,7 +10299,7 @@ function question() {
     return {view: 'calcs', show: v.show || 'open', site: v.site || '', find: v.find || '', before: v.before
       || 0};
   }
-  return {view: 'sites', find: v.find || '', from: v.from || 0};
+  return {view: 'sites', find: v.find || '', first: v.from || 0};
 }
 // One call waits for news while the tab is looked at; a newer one ends it.
 async function watch() {

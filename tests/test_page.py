@@ -358,6 +358,18 @@ def test_a_change_is_drawn_where_it_is_and_who_reads_keeps_his_place(full, look)
     page.wait_for_selector("a[href='#/calculation/%s']" % other)
 
 
+def test_more_sites_than_one_answer_holds_are_shown_in_pages(make_world, look):
+    world = make_world(commands=["hello"], sites=["s%03d" % n for n in range(relay.BOARD_SITES + 1)])
+    world.start()
+    page = look(world, "--roles", "operator").page
+    rows = "[...document.querySelectorAll('#sites tbody th')].map((cell) => cell.innerText)"
+    assert len(page.evaluate(rows)) == relay.BOARD_SITES
+    page.click("text=More sites")
+    becomes(page, rows + ".join() === 's%03d'" % relay.BOARD_SITES)
+    page.click("text=First sites")
+    becomes(page, rows + "[0] === 's000'")
+
+
 def test_the_nine_steps_are_drawn_to_scale_and_said_in_a_table_in_both_languages(full, look):
     accept_id = full.of("finished")
     for lang, word in (("en", "Waits for a poller"), ("ja", "実行待ち")):
