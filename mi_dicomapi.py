@@ -2443,8 +2443,7 @@ class News:
             missed = self.number - int(number) if re.match(r"[0-9]{1,18}\Z", number) else -1
             found = None
             if boot == self.boot and 0 <= missed <= len(self.last):
-                found = {accept_id
-                         for one, accept_id in (self.last[-back] for back in range(1, missed + 1))
+                found = {accept_id for one, accept_id in itertools.islice(reversed(self.last), missed)
                          if one == user}
             return "%s.%d" % (self.boot, self.number), found
 
