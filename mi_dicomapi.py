@@ -4671,7 +4671,6 @@ class Front:
 
     def answer_open(self, conn, call):
         """Answers `version`, `healthz` and the page, which need no token. True: answered."""
-        call.name = call.name_of_path()
         if call.method != "GET" or call.name not in OPEN_CALLS or call.length:
             return False
         known = False
@@ -4706,7 +4705,7 @@ class Front:
 
     def admit(self, conn, call):
         """Route, token, role and length of a request, before a thread sees it. ApiError otherwise."""
-        name = call.name = call.name_of_path()
+        name = call.name
         call.route = ROUTES.get((call.method, call.place or name))
         check_origin(call)
         if name in STRANGERS_CALLS and call.route:     # whoever asks stays a stranger until the token is used
@@ -5026,7 +5025,7 @@ class Front:
             return False
         try:
             call = self.read_call(conn, head)
-            if (call.name_of_path() in OPEN_CALLS or "expect" in call.headers
+            if (call.name in OPEN_CALLS or "expect" in call.headers
                     or len(conn.buffer) < end + call.length or call.length > SMALL_BODY):
                 return False
             self.admit(conn, call)
@@ -5299,7 +5298,6 @@ class Call(Fields):
         self.route = None
         self.until = None                              # in time.monotonic(): so long may it wait
         self.waited = None                             # the key for which it did
-        self.name = ""
         self.place = None                              # of a file's call: FILE_LIST, FILE or FILE_PACK
         self.parts = ()                                # and what its path says
         self.body = b""
@@ -5321,6 +5319,7 @@ class Call(Fields):
         self.query = dict(pairs)
         if len(self.query) != len(pairs):
             raise ApiError(400, "a query field is given twice")
+        self.name = self.name_of_path()
 
     def name_of_path(self):
         """The name of the call that its path asks for, empty if there is none such; of a file also its parts
