@@ -1216,12 +1216,12 @@ def rerun(call):
 
 def why_no_rerun(row):
     """Why a calculation cannot be run once more as it is, and what to do."""
-    if row["state"] in (GOT, FINISHED) and row["status"] != "abnormal":
+    if row["state"] in OVER and row["status"] != "abnormal":
         return "it ended well; have another one run (run or submit, with a --request-id of its own)"
     if row["state"] == FINISHED:
         return ("its result was fetched already, and its inputs may be gone; have another one run (run or"
                 " submit, with a --request-id of its own)")
-    if row["state"] in (REGISTERED, ALLOWED):
+    if row["state"] in UNCLAIMED:
         return "it has not run yet"
     return "it has not ended: cancel it first; one that is out of contact needs --force and a --reason"
 
@@ -3506,7 +3506,7 @@ class Board:
 
     def calculation_row(self, row):
         """A calculation in a row of the view."""
-        code = "" if row["state"] in (GOT, FINISHED) else cause_of(Facts(self.relay, row)).code
+        code = "" if row["state"] in OVER else cause_of(Facts(self.relay, row)).code
         claims = self.relay.claims
         what = claims.what.get(row["accept_id"], "") if row["state"] in CLAIMED else ""
         return [row["accept_id"], cut(row["user"]), cut(row["site"]), cut(row["command"]),
@@ -3621,8 +3621,8 @@ def slow_facts(relay):
     begin = (now // SPARK_STEP - SPARK + 1) * SPARK_STEP
     for row in relay.store.read(
             "SELECT site, user, status = 'abnormal' AS bad, CAST((COALESCE(ended, touched) - ?) / ? AS INT)"
-            " AS n, COUNT(*) AS many FROM calculations WHERE state IN ('got', 'finished') AND touched >= ?"
-            " GROUP BY 1, 2, 3, 4", begin, SPARK_STEP, begin):
+            " AS n, COUNT(*) AS many FROM calculations WHERE %s AND touched >= ?"
+            " GROUP BY 1, 2, 3, 4" % state_in(OVER), begin, SPARK_STEP, begin):
         if 0 <= row["n"] < SPARK:
             sparks[row["site"], row["user"]][row["bad"]][row["n"]] += row["many"]
     expires = sorted((("token", row["user"], row["expires"]) for row in newest_tokens(relay, now)
