@@ -484,7 +484,7 @@ def claimed_by_caller(call):
     """calculation_of_caller(), if the call's claim is the one in force; its lease is renewed. 409 with
     why=claim for any other."""
     row = calculation_of_caller(call)
-    if not row["claim"] or call.text("claim") != row["claim"] or row["protocol"] == 1:
+    if not row["claim"] or call.need("claim") != row["claim"] or row["protocol"] == 1:
         if call.relay.claims.in_grace():
             raise ApiError(503, "the relay was restored from a backup and takes stock; try again later")
         raise ApiError(409, "another claim is in force (superseded)", why="claim", state=WORDS[row["state"]])
@@ -1069,7 +1069,7 @@ def heartbeat(call):
     answer["cancel"] += [accept_id for accept_id in to_cancel if accept_id not in answer["cancel"]]
     news = answer["cancel"] or answer["gone"] or answer["unknown"] or answer["output"]
     if not news and time.monotonic() < call.until:
-        return Park(("poller", call.caller.user, call.text("poller")))
+        return Park(("poller", call.caller.user, call.need("poller")))
     return answer
 
 
@@ -1087,7 +1087,7 @@ def cancelled_here(call):
 def hear_of(call, row, accept_id, entry, answer):
     """What a heartbeat says of one calculation (row: None if there is none), and what is to be answered."""
     claims, claim, phase = call.relay.claims, entry.get("claim"), entry.get("phase")
-    if row is not None and claims.in_grace() and claims.adopt(row, claim, phase, call.text("poller")):
+    if row is not None and claims.in_grace() and claims.adopt(row, claim, phase, call.need("poller")):
         row = call.relay.store.read("SELECT %s FROM calculations WHERE accept_id = ?" % BRIEF, accept_id)[0]
     if row is None:
         answer["unknown"].append(accept_id)
@@ -5273,16 +5273,11 @@ class Fields:
             raise ApiError(400, "%s is not of the right type" % key)
         return value
 
-    def need(self, key, kind):
-        """A field that must be there."""
-        value = self.get(key, kind, None)
-        if value is None:
+    def need(self, key):
+        """A field that its Route lets stay away, but that must be there now."""
+        if self.fields.get(key) is None:
             raise ApiError(400, "%s is missing" % key)
-        return value
-
-    def text(self, key, default=None):
-        """A text field (must be there, unless a default is given)."""
-        return self.need(key, str) if default is None else self.get(key, str, default)
+        return self[key]
 
 
 class Call(Fields):

@@ -177,7 +177,7 @@ SLOWLY = (RELAY, "    return call.relay.store.write(work, name)\n\n\ndef add_cal
 # name -> (scenario, edits that stay, edits that take the guard away)
 MUTATIONS = {
     "lease check off in calc-start": (stale_claim, [], [
-        (RELAY, '    if not row["claim"] or call.text("claim") != row["claim"] or row["protocol"] == 1:\n', "    if False:\n")]),
+        (RELAY, '    if not row["claim"] or call.need("claim") != row["claim"] or row["protocol"] == 1:\n', "    if False:\n")]),
     "claim guard off in move()": (claim_lapses_within_the_call, [SLOWLY], [(RELAY, "AND (? OR claim = ?)", "AND (1 OR ? OR claim = ?)")]),
     "answer before the commit": (dies_before_the_commit, [], [
         (RELAY, '                fault(request.name + " uncommitted")\n', '                request.done.release()\n                time.sleep(0.3)\n'
