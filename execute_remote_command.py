@@ -2019,8 +2019,7 @@ class Place:
                 fresh = os.path.join(self.base, b".mi", b".new." + utf8(self.ident))
                 remove_tree(fresh)                     # of one that was killed here
                 os.mkdir(fresh, 0o700)
-                began = {"host": host_id(), "boot": boot_id()}
-                write_synced(os.path.join(fresh, b"began"), json.dumps(began).encode())
+                write_synced(os.path.join(fresh, b"began"), b"")         # what is empty counts as gone
                 if not os.path.isdir(self.control):
                     os.rename(fresh, self.control)
                     sync_path(os.path.dirname(self.control))
@@ -9135,7 +9134,7 @@ ANSWER_FIELDS = {              # each word of an answer: its kind. Others are pa
     "no": is_text, "why": is_text, "state": text_like("|".join(STATES)),
         "code": lambda value: value is None or whole_number(0, 255)(value),
     "where": is_text, "cancelled": is_bool, "lost": is_bool, "host": is_text, "boot": is_text,
-        "base": is_text, "door": is_text, "program": is_text,
+        "door": is_text, "program": is_text,
     "free": LENGTH, "took": LENGTH, "aes": is_bool, "python": is_text, "kill": is_bool, "size": LENGTH,
         "zstd": is_bool, "length": whole_number(0, UNPACKED_MOST), "log": LENGTH,
     "end": is_bool, "sum": lambda value: SHA256(value) or text_like("[0-9a-f]{0,16}")(value), "mtime": TIME,
