@@ -3342,10 +3342,11 @@ class KeeperRun(GateRun):
         return GateRun.wait_on_this_host(self)
 
     def goes_on(self):
-        """Does it run on this host, and need not end?"""
-        state = wait_end(self.control, lambda: True)[0]
-        begun = state == "ready" and self.wrapper is not None
-        under_way = begun or state in ("starting", "running", "elsewhere")
+        """Does it run on this host, and need not end? (Its wrapper, or just now its door's, may be about to
+        begin.)"""
+        state, starting = wait_end(self.control, lambda: True)[0], self.last("starting") or {"t": 0}
+        begun = self.wrapper is not None or abs(time.time() - starting["t"]) < 1
+        under_way = begun if state == "ready" else state in ("starting", "running", "elsewhere")
         return under_way and not self.last("stopping") and not self.due_to_end()
 
     def rest(self, seconds):

@@ -10,6 +10,7 @@ import uuid
 import pytest
 
 import suite
+from ssh_door import runner
 from suite import wait_until
 
 DOOR = '''
@@ -146,6 +147,19 @@ def test_a_run_happens_once_and_comes_to_its_end_wherever_door_or_keeper_is_kill
     for point, host in hosts.items():
         host.idle()
         assert host.told() == marks and host.ended(ident), point
+
+
+def test_a_wrapper_that_a_door_has_just_started_is_waited_for_and_not_started_a_second_time(tmp_path, monkeypatch):
+    host = Host(tmp_path)
+    run = runner.KeeperRun(runner.Gate(os.path.join(os.fsencode(host.base), b".mi"), {}), os.fsencode(host.base), host.start(point="starting noted"))
+    noted = run.last("starting")["t"]
+    for passed, waits in ((0.5, True), (2, False), (-500, False)):             # seconds; (a clock that was set)
+        monkeypatch.setattr(runner.time, "time", lambda: noted + passed)
+        assert run.goes_on() == waits, passed
+    monkeypatch.setattr(runner.time, "time", lambda: noted)
+    with open(os.path.join(host.control(run.ident), "cancelled"), "w"):
+        pass
+    assert not run.goes_on()
 
 
 def test_what_nobody_waits_for_ends_at_its_time_with_what_it_left_running(tmp_path):
