@@ -1746,13 +1746,12 @@ class Carrier:
             if not self.take_inputs(page):
                 return
             fault("inputs here")
-            if not self.calc.order.get("complete"):    # a relay that wants it by itself
-                self.tell_step("calc-params-complete")
+            self.tell_step("calc-params-complete")
             log("info", self.calc.accept_id, "4 calc-params-complete", site=self.poller.site)
             if not run.note_starting():
                 return
             self.calc.phase = "running"
-        self.tell_step("calc-start", **({"complete": True} if self.calc.order.get("complete") else {}))
+        self.tell_step("calc-start")
         fault("start told")
         run.start()
 
@@ -1836,10 +1835,13 @@ class Carrier:
         """The names of the inputs that are here already, before it is looked whether they may be."""
         return ()
 
-    def tell_step(self, name, **more):
-        """4. and 5. A step of which there is not much to say."""
-        self.relay.ask("POST", name,
-                       dict(more, v=2, accept_id=self.calc.accept_id, claim=self.calc.claim))
+    def tell_step(self, name):
+        """4. and 5. A step of which there is no more to say. calc-start tells both where the relay
+        knows `complete`."""
+        more = {"complete": True} if self.calc.order.get("complete") else {}
+        if name == "calc-start" or not more:
+            self.relay.ask("POST", name,
+                           dict(more, v=2, accept_id=self.calc.accept_id, claim=self.calc.claim))
 
     def ran_before(self):
         """The latest earlier attempt that was started on this host and for which no person has said rerun
