@@ -3234,8 +3234,9 @@ def cmd_metrics(base, keys):
     take.)"""
     states, runs, late = collections.Counter(), running_poller(base), []
     for calc in on_disk(base):
-        states[calc.state()] += 1
-        late += [outbox_row(calc, runs)["since"]] if calc.state() == "undelivered" else []
+        state = calc.state()
+        states[state] += 1
+        late += [outbox_row(calc, runs)["since"]] if state == "undelivered" else []
     busy, room = sum(states[state] for state in TAKE_A_SLOT), room_beside(base, keys["keep_free"])
     words = (not runs and "stopped", why_shut(base, keys), room[1] and "disk",
              busy >= keys["jobs"] and "busy")
@@ -3401,7 +3402,8 @@ def cmd_check(options):
         if keys["site"] and keys["url"]:
             enrolls = waits_for_enrolling(keys["token_file"])
             relay = stranger(keys)
-            relay.token = relay.token if enrolls else find_token("", keys["url"], keys, False)
+            if not enrolls:
+                relay.token = find_token("", keys["url"], keys, False)
             rows += findings_of_relay(relay, [] if enrolls else probes(keys["site"]))
     except Stop as stop:
         rows.append((False, str(stop)))
@@ -3582,7 +3584,7 @@ def cmd_bundle(options, settings, ini):
     """bundle: what support needs to see of this poller."""
     keys, base = settings["poller"], open_base(settings["poller"]["calc_base"])
     rows = [dict(row_of(base, calc), journal=calc.whole_journal())
-            for calc in list(on_disk(base))[-BUNDLE_CALCULATIONS:]]
+            for calc in collections.deque(on_disk(base), BUNDLE_CALCULATIONS)]
     options.json = True
     parts = {"versions.txt": said_by(print_version) + system_words(),
              "check.json": said_by(cmd_check, options),
