@@ -7106,8 +7106,13 @@ def read_note(path):
 def stat_of(pid):
     """What /proc tells of a process: state, parent, session, terminal, start (ticks since boot), the signal
     that its end sends, all as bytes. OSError."""
-    words = read_small("/proc/%d/stat" % pid).rpartition(b") ")[2].split()
+    words = stat_words(b"/proc/%d/" % pid)
     return words[0], words[1], words[3], words[4], words[19], words[35]
+
+
+def stat_words(top):
+    """The fields of /proc/PID/stat behind the name, for the directory `top` below /proc. OSError."""
+    return read_small(top + b"stat").rpartition(b") ")[2].split()
 
 
 def seconds_since(start):
@@ -7487,8 +7492,7 @@ def has_mark(top, mark):
 def in_exec(top):
     """Is it just becoming another program? For a moment it shows no environment then, also where it has one.
     (Fields of /proc/PID/stat: a thread of the kernel has no memory, vsize; env_start, env_end.) OSError."""
-    with open(top + b"stat", "rb") as text:
-        words = text.read().rpartition(b") ")[2].split()
+    words = stat_words(top)
     return words[20] != b"0" and not words[47] == words[48] != b"0"
 
 
