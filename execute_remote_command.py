@@ -1408,8 +1408,7 @@ class GateRun:
 
     def section_as_noted(self):
         """The section of a command that the ini does not name any more, as far as the journal has it."""
-        keys = {key: row[1] for key, row in gate_keys()["command *"].items() if "*" not in key}
-        starting = self.last("starting") or {}
+        keys, starting = default_values(gate_keys()["command *"]), self.last("starting") or {}
         return dict(keys, env={}, **{key: starting[key] for key in NOTED_KEYS if key in starting})
 
     def wait_on_this_host(self):
