@@ -10503,6 +10503,10 @@ function buildSites() {
         _('more')) : '');
   };
 }
+function howMany(node, n, since) {
+  const oldest = n && since ? ' (' + _('oldest', span(now() - since)) + ')' : '';
+  put(node, n + oldest, () => n ? String(n) : '', () => oldest ? h('span', {class: 'soft'}, oldest) : '');
+}
 function siteRow(row, one) {
   const [site, user, standing, until, busy, jobs, since, outbox, oldest, version, waiting, there, away, well,
     bad] = one, c = row.c;
@@ -10516,15 +10520,11 @@ function siteRow(row, one) {
   state(c[1].firstChild, standing);
   put(c[2], busy + '/' + jobs, () => jobs === null ? '' : h('span', {class: 'inline'}, meter(busy, jobs, 42),
     h('span', {}, _('ofn', busy, jobs))));
-  put(c[3], waiting + span(now() - since), () => waiting ? h('span', {}, String(waiting)) : '', () => waiting
-    && since
-    ? h('span', {class: 'soft'}, ' (' + _('oldest', span(now() - since)) + ')') : '');
+  howMany(c[3], waiting, since);
   put(c[4], there + ' ' + away, () => there ? String(there) : '', () => away ? h('span', {class: 'bad'},
     ' (' +
     _('away1', away) + ')') : '');
-  put(c[5], outbox + span(now() - oldest), () => outbox ? String(outbox) : '', () => outbox && oldest
-    ? h('span',
-    {class: 'soft'}, ' (' + _('oldest', span(now() - oldest)) + ')') : '');
+  howMany(c[5], outbox, oldest);
   put(c[6], well + bad, () => spark(well, bad));
   if (one.heard) { put(c[7], 'at', () => h('span', {})); age(c[7].firstChild, one.heard); }
   else put(c[7], standing === 'never', standing === 'never' ? '' : h('span', {class: 'soft'}, _('now')));
@@ -10596,13 +10596,9 @@ function buildOne() {
     h('div', {class: 'two'}, pre('out'), pre('err')),
     h('div', {class: 'two'}, section('facts', part('facts', 'dl')), h('div', {}, part('inputs', 'section'),
       part('results', 'section'))));
-  put(made.legend, 'x', ...[['wait', 'b-wait'], ['move', 'b-move'], ['run', 'b-run'], ['mark', 'mark']].map(
-    ([key, kind]) => () => {
-      const all = h('span', {}, h('svg', {width: 26, height: 12}, key === 'mark' ? h('line', {class: 'mark',
-        x1: 13,
-        x2: 13, y1: 0, y2: 12}) : bar(1, 1, 24, 10, key)), _('k_' + key));
-      return all;
-    }));
+  made.legend.append(...['wait', 'move', 'run', 'mark'].map((key) => h('span', {},
+    h('svg', {width: 26, height: 12}, key === 'mark' ? h('line', {class: 'mark', x1: 13, x2: 13, y1: 0, y2: 12})
+      : bar(1, 1, 24, 10, key)), _('k_' + key))));
   S.live = {id: S.view.id, out: {at: -1, text: ''}, err: {at: -1, text: ''}, busy: false};
   return (data) => {
     const calc = data.calc;
