@@ -10285,6 +10285,7 @@ async function call(method, name, fields, signal) {
   throw Object.assign(new Error(safe(found && found.message || 'HTTP ' + answer.status)),
     {status: answer.status});
 }
+function failed(error) { return error.status ? _('refused', error.message) : _('noreach'); }
 function question() {
   const v = S.view;
   if (v.name === 'calculation') return {view: 'one', accept_id: v.id};
@@ -10417,7 +10418,7 @@ function login(text, good) {
     try {
       S.token = (await call('POST', 'login', {user: $('user').value, password: $('password').value})).token;
       start();
-    } catch (error) { set(wrong, error.status ? _('refused', error.message) : _('noreach')); }
+    } catch (error) { set(wrong, failed(error)); }
   }}, ...field('user', 'user', 'text'), ...field('password', 'password', 'password'),
   h('div', {class: 'go'}, h('button', {}, _('open'))));
   put($('main'), {}, h('div', {class: 'login'}, h('h2', {}, _('login')), h('p', {}, _('hello')), wrong, one,
@@ -10660,7 +10661,7 @@ function confirm_(place, from, key, name, id) {
         : {on: true}));
       end();
       say(_('done'));
-    } catch (error) { set(wrong, error.status ? _('refused', error.message) : _('noreach')); }
+    } catch (error) { set(wrong, failed(error)); }
   }, onkeydown: (event) => { if (event.key === 'Escape') end(); }}, h('strong', {}, _(key + 'h')), h('p', {},
     _(key +
     'says')), ...(id ? field('last4', _('last4', last)) : []), ...field('reason', _('reason')), wrong,
@@ -10682,7 +10683,7 @@ function maintain(event) {
     submit.preventDefault();
     try { await call('POST', 'v2/maintenance',
       {on: false}); place.remove(); say(_('done')); $('main').focus(); }
-    catch (error) { place.append(h('p', {class: 'wrong', role: 'alert'}, _('refused', error.message))); }
+    catch (error) { place.append(h('p', {class: 'wrong', role: 'alert'}, failed(error))); }
   }}, h('button', {class: 'danger'}, _('maintoff')), ' ', h('button', {type: 'button', onclick: () => {
     place.remove();
     $('maint').focus();
