@@ -6331,13 +6331,12 @@ class HttpAnswer:
 
     def __init__(self, source):
         self.source = source
-        self.status = 100
-        turn = 0
-        while 100 <= self.status < 200 and self.status != 101:   # 102, 103 Early Hints and their kind: go on
+        for _turn in range(100):
             version, self.status, self.reason, self.headers = read_head(source)
-            turn += 1
-            if turn > 100:
-                raise ConnectionError("an answer without end")
+            if self.status // 100 != 1 or self.status == 101:    # 102, 103 Early Hints and their kind: go on
+                break
+        else:
+            raise ConnectionError("an answer without end")
         self.chunked = self.headers.get("transfer-encoding", "").lower() == "chunked"
         self.chunk = 0                                 # bytes of this one that are left
         told = set(self.headers.get("content-length", "").replace(" ", "").split(","))
@@ -6355,15 +6354,15 @@ class HttpAnswer:
 
     def readinto(self, view, once=False):
         """Fills view as far as the body, or a chunk of it, goes (once: as one read of the line goes); how
-        much that was, 0 at the end. OSError if a chunk breaks off."""
+        much that was, 0 at the end. OSError if it breaks off."""
         if self.chunked and self.length is None and not self.chunk:
             self.next_chunk()
         left = self.chunk if self.chunked else self.length
         view = view if left is None else view[:left]
         got = (self.source.readinto1 if once else self.source.readinto)(view) if view else 0
+        if view and not got and left is not None:
+            raise ConnectionError(_("cut off"))
         if self.chunked:
-            if view and not got:
-                raise ConnectionError("cut off")
             self.chunk -= got
         elif self.length is not None:
             self.length -= got
@@ -6374,14 +6373,12 @@ class HttpAnswer:
         line = self.source.readline(MOST_HEAD).strip() or self.source.readline(MOST_HEAD)
         length = line.partition(b";")[0].strip()
         if not re.match(b"[0-9A-Fa-f]{1,15}\\Z", length):
-            raise ConnectionError("cut off")
-        self.chunk, turn = int(length, 16), 0
-        while not self.chunk and self.length is None:
-            turn += 1
-            if not self.source.readline(MOST_HEAD).strip():
-                self.length = 0
-            elif turn > 100:
-                raise ConnectionError("an answer without end")
+            raise ConnectionError(_("cut off"))
+        self.chunk = int(length, 16)
+        behind = (self.source.readline(MOST_HEAD).strip() for _turn in range(101))
+        if not self.chunk and all(behind):
+            raise ConnectionError("an answer without end")
+        self.length = None if self.chunk else 0
 
 
 def read_head(source):
@@ -6534,7 +6531,7 @@ class RelayClient:
         again once, unless much of a body went: its offset is an old one by now."""
         for kept in (self.connection is not None, False):
             self.body_sent = 0
-            if self.connection is None or self.connection.sock is None:
+            if self.connection is None:
                 self.connect(self.within_patience(min(timeout, 30)))
             try:
                 self.connection.sock.settimeout(timeout)
@@ -6623,9 +6620,6 @@ class RelayClient:
                 raise RelayAway("between", _("%s: an answer without end") % self.url)
             if not got or response.length == 0:
                 break
-        if response.length:
-            self.close()
-            raise self.broken(_("cut off"))
         self.end_exchange(response)
         return data
 
@@ -6705,10 +6699,7 @@ class RelayClient:
     def body_chunks(self, response, moved, began):
         """The body of an answer, a chunk at a time. RelayAway if it breaks off."""
         view, seen = memoryview(bytearray(CHUNK)), 0
-        while response.length != 0:
-            got = self.read_into(response, view, may_end=not response.length)
-            if not got:
-                return
+        for got in iter(lambda: self.read_into(response, view, may_end=True), 0):
             if not seen and not re.match(rb'\s*\{\s*"errors"', view[:64]):
                 began()
             seen += got
@@ -6968,20 +6959,20 @@ class RelayClient:
         import hashlib
         count = sum(1 for entry in batch if entry[2] <= PACK_FILE)
         query = files_query(claim, "&from=%d&count=%d" % (batch[0][0], count))
-        response = self.get_bytes("%s/pack%s" % (target, query), (200,))
-        # left: None if something in between passes it on without its length; its end tells
-        left, some = response.length, False
+        response, some = self.get_bytes("%s/pack%s" % (target, query), (200,)), False
         try:
-            while batch and batch[0][2] <= (PACK_FILE if left is None else min(left, PACK_FILE)):
+            # no length: something in between passes it on without; its end tells
+            while batch and batch[0][2] <= (PACK_FILE if response.length is None
+                                            else min(response.length, PACK_FILE)):
                 number, name, size, sum256 = batch[0]
-                data = self.read_file(response, size, left is None)
+                data = self.read_file(response, size)
                 if data is None:
                     break
                 if hashlib.sha256(data).hexdigest() != sum256:
                     raise self.wrong_sum(name)
                 store(number, name, data)
                 moved(size)
-                left, some = left if left is None else left - size, True
+                some = True
                 batch.popleft()
             if not some:
                 raise ValueError(_("%s: the relay's pack does not match its file list") % batch[0][1])
@@ -6989,16 +6980,13 @@ class RelayClient:
             self.close()
             raise
         self.wrong_sums = 0
-        if left:
-            self.close()
-        else:
-            self.end_exchange(response)
+        self.end_exchange(response)
 
-    def read_file(self, response, size, may_end):
-        """size bytes of the answer's body; None if it ends in front of them, where it may end there."""
+    def read_file(self, response, size):
+        """size bytes of the answer's body; None if it ends in front of them."""
         data, at = bytearray(size), 0
         while at < size:
-            got = self.read_into(response, memoryview(data)[at:], may_end and at == 0)
+            got = self.read_into(response, memoryview(data)[at:], may_end=not at)
             if not got:
                 return None
             at += got

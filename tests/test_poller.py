@@ -162,7 +162,7 @@ def outcome(relay, accept_id, seconds=20, contents=True):
     info["files"] = {}
     for number, name in enumerate(info["result_files"] if contents else ()):
         answer = client.exchange("GET", "files/%s/result/%d?v=2" % (accept_id, number))
-        info["files"][name] = bytes(client.read_file(answer, answer.length, False))
+        info["files"][name] = bytes(client.read_file(answer, answer.length))
     return info
 
 
