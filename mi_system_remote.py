@@ -6294,7 +6294,7 @@ class HttpConnection:
         self.sock = self.source = None                 # source: what reads the answers
 
     def connect(self):
-        """Opens it. OSError; sock is there if the other end of the first line was reached."""
+        """Opens it. OSError; sock is there if it got as far as the relay, or to a proxy that did not refuse."""
         self.sock = socket.create_connection(self.first, self.timeout)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.via:
@@ -6302,6 +6302,7 @@ class HttpConnection:
             with self.sock.makefile("rb") as source:
                 found = HttpAnswer(source)
             if found.status // 100 != 2:
+                self.close()
                 raise ConnectionError("Tunnel connection failed: %d %s" % (found.status, found.reason))
         if self.context:
             self.sock = self.context.wrap_socket(self.sock, server_hostname=self.host)
@@ -6467,7 +6468,7 @@ class RelayClient:
         try:
             in_thread(made.connect, None if self.patience_ends is None else self.within_patience(timeout))
         except OSError as error:
-            error.reached = made.sock is not None      # the other end of the first line
+            error.reached = made.sock is not None
             raise
         return made
 
@@ -6485,8 +6486,7 @@ class RelayClient:
         except (socket.gaierror, UnicodeError):
             raise RelayAway("dns", _("%s: the name %s is not known") % (where, via[0] if via else self.host))
         except OSError as error:
-            of_proxy = via and not getattr(error, "reached", True) or "unnel" in str(error)
-            raise RelayAway("proxy" if of_proxy else "connect",
+            raise RelayAway("proxy" if via and not error.reached else "connect",
                             "%s: %s" % (where, getattr(error, "strerror", None) or error))
 
     def tls_failure(self, error, where, timeout):
