@@ -6283,13 +6283,14 @@ class HttpConnection:
     every start.) via: as proxy_for() returns it. context: None for plain http."""
 
     def __init__(self, host, port, via, context, timeout):
-        name = "[%s]" % host.partition("%")[0] if ":" in host else host.encode("idna").decode()
-        self.host = host
+        # as bytes: of a text Python loads all of idna, which takes 1 ms
+        self.host = host.encode("idna" if any(char > "\x7f" for char in host) else "ascii")
+        name = "[%s]" % host.partition("%")[0] if ":" in host else self.host.decode()
         self.place = "%s:%d" % (name, port)
         self.via = via
         self.context = context
         self.name = name if port == (443 if context else 80) else self.place         # the Host of requests
-        self.first = via[:2] if via else (host, port)  # the other end of the first line
+        self.first = via[:2] if via else (self.host, port)             # the other end of the first line
         self.timeout = timeout
         self.sock = self.source = None                 # source: what reads the answers
 
@@ -6305,7 +6306,8 @@ class HttpConnection:
                 self.close()
                 raise ConnectionError("Tunnel connection failed: %d %s" % (found.status, found.reason))
         if self.context:
-            self.sock = self.context.wrap_socket(self.sock, server_hostname=self.host)
+            host = self.host if hasattr(ssl, "TLSVersion") else self.host.decode()             # Python 3.6
+            self.sock = self.context.wrap_socket(self.sock, server_hostname=host)
         self.source = self.sock.makefile("rb")
 
     def close(self):
