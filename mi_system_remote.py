@@ -8261,11 +8261,11 @@ def write_bundle(path, parts, look):
 
 # ==== shared: table ====
 # Lists for people: columns as wide as a terminal shows them, states in the words of the README, and drawn
-# anew while they change. {state for people: (its sign, which no colour replaces; its colour on a terminal)}
-STATES = {"registered": (".", ""), "waiting": ("-", "33"), "taken": ("<", "36"), "queued": ("-", "33"),
-          "running": (">", "32"), "ended": ("=", "36"), "sending": ("=", "36"), "done": ("+", "32"),
-          "abnormal": ("!", "31"), "fetched": ("+", ""), "undelivered": ("=", "36"), "delivered": ("+", ""),
-          "kept": ("!", "31"), "lost": ("!", "31"), "out of contact": ("?", "35")}
+# anew while they change. {state for people: its sign, which no colour replaces}, {sign: its colour}
+STATES = {"registered": ".", "waiting": "-", "taken": "<", "queued": "-", "running": ">", "ended": "=",
+          "sending": "=", "done": "+", "abnormal": "!", "fetched": "+", "undelivered": "=", "delivered": "+",
+          "kept": "!", "lost": "!", "out of contact": "?"}
+COLOURS = {"-": "33", "<": "36", ">": "32", "=": "36", "+": "32", "!": "31", "?": "35"}
 # the relay's, the wire's and the poller's own words for them
 STATE_WORDS = {"allowed": "waiting", "sent": "taken", "getting": "sending", "got": "done",
                "finished": "fetched", "not start": "waiting", "sending params": "taken",
@@ -8278,7 +8278,7 @@ def state_cell(word, status=""):
     """A state in a list: its sign and its word in the reader's language."""
     failed = status == "abnormal" and word in ("got", "got return")
     word = "abnormal" if failed else STATE_WORDS.get(word, word)
-    return "%s %s" % (STATES.get(word, (" ",))[0], _(word))
+    return "%s %s" % (STATES.get(word, " "), _(word))
 
 
 def width_of(text):
@@ -8298,7 +8298,7 @@ def fitted(text, width):
 
 def coloured(line, state):
     """A line of a terminal with the colour of the state that stands in it as this cell."""
-    colour = next((colour for sign, colour in STATES.values() if state[:1] == sign), "")
+    colour = COLOURS.get(state[:1])
     if not colour or os.environ.get("NO_COLOR"):
         return line
     return line.replace(state, "\x1b[%sm%s\x1b[0m" % (colour, state), 1)
@@ -8332,7 +8332,7 @@ def show_list(options, pictures, lines_of):
                 print("\x1b[H%s\x1b[J" % shown_lines, end="", flush=True)
             else:
                 print("".join(line + "\n" for line in lines if line not in before), end="", flush=True)
-            before = lines
+            before = set(lines)
             if not options.watch:
                 return
     except KeyboardInterrupt:
