@@ -6397,7 +6397,7 @@ def read_head(source):
     # a line that begins with a blank goes on with the one before
     first, *lines = text.replace("\n ", " ").replace("\n\t", " ").split("\n")
     version, status, reason = (first + "  ").split(" ", 2)
-    if not version.startswith("HTTP/1.") or len(status) != 3 or not status.isdecimal():
+    if not version.startswith("HTTP/1.") or len(status) != 3 or not status.isdecimal() or status < "100":
         raise ConnectionError("not an HTTP answer: %r" % first[:100])
     headers = {}
     for name, colon, value in (line.partition(":") for line in lines):

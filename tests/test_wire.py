@@ -171,6 +171,7 @@ HEADS = {                      # the head of an answer: (status, bytes of its bo
     b"\x15\x03\x03\x00\x02\x02F\n\n": "not an HTTP answer",
     b"HTTP/2 200\r\n\r\n": "not an HTTP answer",
     b"HTTP/1.1 2000 OK\r\n\r\n": "not an HTTP answer",
+    b"HTTP/1.1 003 OK\r\n\r\nHTTP/1.1 200 OK\r\n\r\n": "not an HTTP answer",
     b"\r\n\r\n": "not an HTTP answer"}
 
 
