@@ -493,7 +493,7 @@ def until_told(accept_id, console):
 def look_at_inputs(found, accept_id, console):
     """Sends the inputs once more if the relay lacks them again. 66 if it lacks them, and nobody sends
     them."""
-    if console.resend_inputs and found.get("progress") == "not start" and found.get("wait_allow", 1) is None:
+    if console.resend_inputs and lacks_inputs(found):
         console.say(_("the relay was restored from a backup: it gets the inputs again"))
         console.resend_inputs()
     elif isinstance(found.get("idle"), int) and found["idle"] > INPUTS_IDLE and not console.resend_inputs:
@@ -501,6 +501,11 @@ def look_at_inputs(found, accept_id, console):
                    _("%s: the relay lacks inputs and nobody sends them (submit was interrupted, or the relay"
                      " restored from a backup); the same submit with its --request-id sends them")
                    % accept_id)
+
+
+def lacks_inputs(found):
+    """Is it a calculation that is registered, but whose inputs the relay has not?"""
+    return found.get("progress") == "not start" and found.get("wait_allow", 1) is None
 
 
 def cancel_overdue(relay, ids, console):
@@ -927,7 +932,7 @@ def state_words(found, fielded=False):
     """An answer to calc-progress in the words of the README; fielded: in those of the wire, which fielded
     words have always printed."""
     progress, status = printable(found.get("progress"))[:100], found.get("status")
-    if progress == "not start" and found.get("wait_allow", 1) is None:
+    if lacks_inputs(found):
         text = _("registered; its inputs are not complete")
     elif progress == "not start" and not fielded:
         ahead = found.get("queue")
@@ -1500,8 +1505,8 @@ class Pool:
         console = Console()
         make_target(to)
         with self.sending:
-            self.begin(patience)
             try:
+                self.begin(patience)
                 start_calculation(self.sender, order, found, console, patience)
             except (RelayAway, RelayRefused) as error:
                 raise stop_for(error, self.sender, console.accept_id)
@@ -1518,19 +1523,16 @@ class Pool:
         knows no such call."""
         if self.known:
             return
-        try:
-            first_contact(self.sender, patience)
-            self.known = ask_list(self.sender, {"request_id": os.urandom(16).hex()}, patience)["known"]
-        except (RelayAway, RelayRefused) as error:
-            raise stop_for(error, self.sender)
+        first_contact(self.sender, patience)
+        self.known = ask_list(self.sender, {"request_id": os.urandom(16).hex()}, patience)["known"]
         for work in (self.wait_forever, self.fetch_forever):
             threading.Thread(target=work, daemon=True).start()
 
     def rows_of(self, prefix, patience):
         """The rows of all calculations whose request_id begins so, the oldest first."""
         with self.sending:
-            self.begin(patience)
             try:
+                self.begin(patience)
                 fields = {"request_id": prefix}
                 first = ask_list(self.sender, fields, patience)
                 return list(pages_of_list(self.sender, fields, first, patience))[::-1]
@@ -1564,7 +1566,7 @@ class Pool:
         future.row = row
         if ended:
             self.todo.put((self.fetch, future))
-        elif future.resend and row.get("progress") == "not start" and row.get("wait_allow", 1) is None:
+        elif future.resend and lacks_inputs(row):
             self.todo.put((self.send_again, future))   # the relay was restored from a backup
 
     def wait_forever(self):
@@ -1606,10 +1608,7 @@ class Pool:
 
     def fetch(self, future):
         """9. of a calculation."""
-        console = Console()
-        console.accept_id = future.accept_id
-        make_target(future.to)
-        future.set_result(fetch(self.fetcher, future.accept_id, future.to, future.wanted, console))
+        future.set_result(fetch(self.fetcher, future.accept_id, future.to, future.wanted, Console()))
 
     def send_again(self, future):
         """2. once more."""
@@ -1889,8 +1888,7 @@ def cmd_list(options, relay, console):
 
 def cells_of(row):
     """What of a row of a list is told otherwise to people."""
-    state = "registered" if row.get("wait_allow", 1) is None and row.get("progress") == "not start" else str(
-        row.get("progress"))
+    state = "registered" if lacks_inputs(row) else str(row.get("progress"))
     cell = state_cell("fetched" if row.get("fetched") else state, row.get("status"))
     if row.get("out_of_contact") is not None:
         cell = "?" + cell[1:] + _(", out of contact")
