@@ -229,10 +229,10 @@ def make_target(to):
         raise Stop(EX_IOERR, "%s: %s" % (to, error.strerror))
 
 
-def start_calculation(relay, order, found, console, patience=PATIENCE):
+def start_calculation(relay, order, found, console, patience=PATIENCE, limits=None):
     """1 and 2. Registers the calculation and sends its inputs. found: as gather_inputs() returns it."""
     console.order = order
-    limits = first_contact(relay, patience)
+    limits = first_contact(relay, patience, limits)
     if relay.v1 and console.deadline is not None:
         raise Stop(EX_USAGE, _("nothing was registered; --deadline: a fielded relay cannot stop a command"))
     if relay.v1:
@@ -253,9 +253,11 @@ def start_calculation(relay, order, found, console, patience=PATIENCE):
     console.allowed = True
 
 
-def first_contact(relay, patience):
-    """First contact: the relay's limits. 69 if it cannot be reached."""
+def first_contact(relay, patience, limits=None):
+    """First contact: the relay's limits (which a contact before may have told). 69 if it cannot be reached."""
     relay.fatal_kinds, relay.max_pause = ("certificate", "name", "dns"), PATIENCE
+    if limits:
+        return limits
     try:
         version, limits = relay.learn(patience)
     except RelayAway as error:
@@ -1492,6 +1494,7 @@ class Pool:
         self.changed = threading.Condition()           # of `open` and `over`
         self.open = {}                                 # {accept_id: future}
         self.over = collections.deque(maxlen=10000)    # what has ended before it was in `open`, and others'
+        self.limits = {}                               # the relay's
         self.known = ""                                # the relay's stamp: what was before it is known here
         self.todo = queue.Queue()                      # (function, its future) for the thread that fetches
         self.kind = future_kind()
@@ -1507,7 +1510,7 @@ class Pool:
         with self.sending:
             try:
                 self.begin(patience)
-                start_calculation(self.sender, order, found, console, patience)
+                start_calculation(self.sender, order, found, console, patience, self.limits)
             except (RelayAway, RelayRefused) as error:
                 raise stop_for(error, self.sender, console.accept_id)
             except KeyboardInterrupt as leaving:
@@ -1523,7 +1526,7 @@ class Pool:
         knows no such call."""
         if self.known:
             return
-        first_contact(self.sender, patience)
+        self.limits = first_contact(self.sender, patience)
         self.known = ask_list(self.sender, {"request_id": os.urandom(16).hex()}, patience)["known"]
         for work in (self.wait_forever, self.fetch_forever):
             threading.Thread(target=work, daemon=True).start()

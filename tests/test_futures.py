@@ -206,3 +206,14 @@ def test_at_a_relay_that_knows_no_such_list_nothing_is_registered(wf, tmp_path):
         assert not [given for given in one.given if "calc-info" in given]
     finally:
         one.stop()
+
+
+def test_of_many_submits_the_first_alone_asks_what_relay_it_is(wf):
+    from fake_relay import Fake
+    one = Fake()
+    one.answers["v2/list"] = {"calculations": [], "known": "boot.1", "whole": True, "next": None}
+    try:
+        futures = [wf.submit(one.url, "s", "c", "in", "out", token="t") for turn in range(3)]
+        assert futures[0].accept_id and one.names().count("add-calcinfo") == 3 and one.names().count("version") == 1
+    finally:
+        one.stop()
