@@ -6295,7 +6295,8 @@ class HttpConnection:
         self.sock = self.source = None                 # source: what reads the answers
 
     def connect(self):
-        """Opens it. OSError; sock is there if it got as far as the relay, or to a proxy that did not refuse."""
+        """Opens it. OSError; sock is there if the other end of the first line was reached, and is no proxy that
+        refused."""
         self.sock = socket.create_connection(self.first, self.timeout)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.via:
@@ -6527,10 +6528,10 @@ class RelayClient:
             self.connection = None
 
     def exchange(self, method, target, body=b"", length=None, headers=(), timeout=30):
-        """One request; the HttpAnswer. body: bytes, or (with length) a function that
-        returns an iterator of chunks (of whose errors none may be an OSError: those are the network's).
-        RelayAway if no answer came; a kept connection that the other end has dropped meanwhile is opened
-        again once, unless much of a body went: its offset is an old one by now."""
+        """One request; the HttpAnswer. body: bytes, or (with length) a function that returns an iterator of
+        chunks (of whose errors none may be an OSError: those are the network's). RelayAway if no answer came;
+        a kept connection that the other end has dropped meanwhile is opened again once, unless much of a body
+        went: its offset is an old one by now."""
         for kept in (self.connection is not None, False):
             self.body_sent = 0
             if self.connection is None:
