@@ -6295,8 +6295,8 @@ class HttpConnection:
         self.sock = self.source = None                 # source: what reads the answers
 
     def connect(self):
-        """Opens it. OSError; sock is there if the other end of the first line was reached, and is no proxy that
-        refused."""
+        """Opens it. OSError; sock is there if the other end of the first line was reached, and is no proxy
+        that refused."""
         self.sock = socket.create_connection(self.first, self.timeout)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.via:

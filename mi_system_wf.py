@@ -254,7 +254,7 @@ def start_calculation(relay, order, found, console, patience=PATIENCE, limits=No
 
 
 def first_contact(relay, patience, limits=None):
-    """First contact: the relay's limits (which a contact before may have told). 69 if it cannot be reached."""
+    """First contact: the relay's limits (which one before may have told). 69 if it cannot be reached."""
     relay.fatal_kinds, relay.max_pause = ("certificate", "name", "dns"), PATIENCE
     if limits:
         return limits
@@ -3197,8 +3197,8 @@ class HttpConnection:
         self.sock = self.source = None                 # source: what reads the answers
 
     def connect(self):
-        """Opens it. OSError; sock is there if the other end of the first line was reached, and is no proxy that
-        refused."""
+        """Opens it. OSError; sock is there if the other end of the first line was reached, and is no proxy
+        that refused."""
         self.sock = socket.create_connection(self.first, self.timeout)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.via:
