@@ -1963,8 +1963,7 @@ class Access:
             if found is not None and found.expires > now:
                 self.token_used[found.key] = now
                 return found
-            why = ("unknown token" if found is None
-                   else "expired " + time.strftime("%Y-%m-%d", time.localtime(found.expires)))
+            why = "unknown token" if found is None else "expired " + day_of(found.expires)
         raise ApiError("0005", "%s への実行権がありません。" % printable(path)[:200], http=403, why=why)
 
     def gateway_user(self, headers):
@@ -3278,11 +3277,6 @@ def level_of_end(end, now):
     """[how near an end is: 1 of the first of DAYS_BEFORE, and so on], or []."""
     level = sum(end - now <= days * 86400 for days in DAYS_BEFORE) if end else 0
     return [level] if level else []
-
-
-def day_of(when):
-    """A day for people."""
-    return time.strftime("%Y-%m-%d", time.localtime(when))
 
 
 # ==== the page ====
@@ -5667,8 +5661,8 @@ def tls_context(server):
                    % (getattr(error, "reason", None) or error.strerror or error))
     end = certificate_end(server["certfile"])          # where this Python knows no way: clients will say
     if end is not None and end < time.time():
-        raise Stop(EX_CONFIG, _("[Server] certfile = %s: expired on %s; renew it") % (
-            server["certfile"], time.strftime("%Y-%m-%d", time.localtime(end))))
+        raise Stop(EX_CONFIG, _("[Server] certfile = %s: expired on %s; renew it")
+                   % (server["certfile"], day_of(end)))
     return context
 
 
@@ -6547,6 +6541,11 @@ def show_rows(options, rows, columns):
 def day_and_hour(seconds):
     """A time for people elsewhere: with its zone."""
     return time.strftime("%Y-%m-%d %H:%M (%z)", time.localtime(seconds))
+
+
+def day_of(seconds):
+    """A day for people."""
+    return time.strftime("%Y-%m-%d", time.localtime(seconds))
 
 
 def local_time(seconds):
