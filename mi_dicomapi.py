@@ -6924,12 +6924,12 @@ def make_relay(root, options):
         text = RELAY_INI % {"root": root, "port": port,
                             "address": hosts[0] if is_loopback(hosts[0]) else address}
         text = with_site(text, {}, options.site, ["hello"] + options.commands)
-        conf = checked_text(stage, text)
+        check_text(stage, text)
         put_file(stage, INI_NAME, text)
         store = Store(os.path.join(stage, "state"), lock=False)
         os.mkdir(utf8(os.path.join(stage, "kits")))
-        made = make_kits(os.path.join(stage, "kits"), kits_for(options, hosts[0], port, []), store, scripts,
-                         os.path.join(stage, "ca", "ca.pem"), conf)
+        made = make_kits(os.path.join(stage, "kits"), kits_for(options, hosts[0], port), store, scripts,
+                         os.path.join(stage, "ca", "ca.pem"))
         store.writer.close()
         os.sync()
         fault("relay made")
@@ -6944,12 +6944,12 @@ def add_to_relay(root, ini, options):
     conf = check_conf(read_ini(ini, INI_KEYS), ini)
     server, kits = conf["Server"], os.path.join(root, "kits")
     hosts = names_in(server["certfile"])
-    if options.name and names_of(options.name)[0][0] not in hosts:
+    at = names_of(options.name)[0][0] if options.name else hosts[0]
+    if at not in hosts:
         raise Stop(EX_USAGE,
                    _("--name: the relay's certificate is for %s; init --renew --name NAME... makes one for"
                      " other names") % " ".join(hosts))
-    at = names_of(options.name)[0][0] if options.name else hosts[0]
-    wanted = kits_for(options, at, server["portnumber"], options.commands)
+    wanted = kits_for(options, at, server["portnumber"])
     new = [kit for kit in wanted if not os.path.lexists(utf8(os.path.join(kits, kit.name)))]
     have = conf.get(options.site, {}).get("commands", []) + conf.get(options.site, {}).get(
         "command_lines", [])
@@ -6962,14 +6962,12 @@ def add_to_relay(root, ini, options):
         with open(utf8(ini), encoding="utf-8-sig") as text:
             old = text.read()
         text = with_site(old, conf, options.site, ["hello"] + options.commands)
-        checked_text(stage, text)
+        check_text(stage, text)
         if text != old:
-            put_file(stage, "ini", text)
-            os.chmod(utf8(os.path.join(stage, "ini")), os.stat(utf8(ini)).st_mode & 0o777)
-            os.rename(utf8(os.path.join(stage, "ini")), utf8(ini))
+            os.rename(utf8(put_file(stage, "ini", text, os.stat(utf8(ini)).st_mode & 0o777)), utf8(ini))
         fault("site named")
         store = Store(server["state_dir"], lock=False)
-        made = make_kits(stage, new, store, scripts, os.path.join(root, "ca", "ca.pem"), conf)
+        made = make_kits(stage, new, store, scripts, os.path.join(root, "ca", "ca.pem"))
         store.writer.close()
         os.sync()
         for kit in new:
@@ -7191,16 +7189,16 @@ def with_words(text, section, key, words):
                                 text[head.end():])
 
 
-def checked_text(stage, text):
-    """What an ini of this text says, if it makes sense. 78 otherwise."""
+def check_text(stage, text):
+    """78 for an ini of this text that makes no sense."""
     path = put_file(stage, "tried.ini", text)
     try:
-        return check_conf(read_ini(path, INI_KEYS), path)
+        check_conf(read_ini(path, INI_KEYS), path)
     finally:
         os.unlink(utf8(path))
 
 
-def kits_for(options, host, port, commands):
+def kits_for(options, host, port):
     """The kits that init is asked for: of the site's poller, of the user's modules."""
     url = "https://%s:%d" % ("[%s]" % host if ":" in host else host, port)
     values = {"site": options.site, "user": options.user, "url": url,
@@ -7212,7 +7210,7 @@ def kits_for(options, host, port, commands):
                 dict(values, texts=MODULE_KIT))]
 
 
-def make_kits(folder, kits, store, scripts, ca, conf):
+def make_kits(folder, kits, store, scripts, ca):
     """The directories of these kits in folder: [(kit, until when its code is good, the sum that is to be
     told)]."""
     made, until = [], time.time() + CODE_HOURS * 3600
@@ -7222,11 +7220,10 @@ def make_kits(folder, kits, store, scripts, ca, conf):
         code, at = new_code(store.writer, kit, until), os.path.join(folder, kit.name)
         os.mkdir(utf8(at), 0o700)
         page = "\n".join(kit.text["texts"]) % dict(kit.text, kit=kit.name, until=day_and_hour(until))
-        files = [(kit.script, scripts[kit.script], 0o755), (INI_NAME, kit.ini, 0o600), ("ca.pem", ca, 0o644),
-                 ("README.txt", page, 0o644)]
+        files = [(kit.script, scripts[kit.script], 0o755), (INI_NAME, kit.ini.encode("utf-8"), 0o600),
+                 ("ca.pem", ca, 0o644), ("README.txt", page.encode("utf-8"), 0o644)]
         sums = ""
         for name, content, mode in files:
-            content = content if isinstance(content, bytes) else content.encode("utf-8")
             put_file(at, name, content, mode)
             sums += "%s  %s\n" % (hashlib.sha256(content).hexdigest(), name)
         put_file(at, "SHA256SUMS", sums, 0o644)
