@@ -47,6 +47,23 @@ def make_world(tmp_path_factory):
 
 
 @pytest.fixture
+def edited(tmp_path, monkeypatch):
+    """A function after which copies of scripts are started instead, {name: {what stands there once: what stands there in the copy}}."""
+    def edit(scripts):
+        for name, pairs in scripts.items():
+            with open(suite.script(name), encoding="utf-8") as text:
+                whole = text.read()
+            for before, after in pairs.items():
+                assert whole.count(before) == 1, before
+                whole = whole.replace(before, after)
+            (tmp_path / name).write_text(whole, encoding="utf-8")
+        usual = suite.script
+        monkeypatch.setattr(suite, "script", lambda name: str(tmp_path / name) if name in scripts else usual(name))
+
+    return edit
+
+
+@pytest.fixture
 def disk_of(tmp_path):
     """A function that mounts a small file system of its own (as root, or with sudo)."""
     suite.needs("root")

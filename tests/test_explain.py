@@ -286,17 +286,9 @@ KNOBS = {"mi_dicomapi.py": {"QUIET_AFTER, INPUTS_AFTER = 600, 60": "QUIET_AFTER,
 
 
 @pytest.fixture
-def impatient(make_world, tmp_path, monkeypatch):
+def impatient(make_world, edited):
     """An Asker of programs that are as they are but for the seconds after which they find a thing long."""
-    for name, pairs in KNOBS.items():
-        with open(suite.script(name), encoding="utf-8") as text:
-            whole = text.read()
-        for before, after in pairs.items():
-            assert whole.count(before) == 1, before
-            whole = whole.replace(before, after)
-        (tmp_path / name).write_text(whole, encoding="utf-8")
-    usual = suite.script
-    monkeypatch.setattr(suite, "script", lambda name: str(tmp_path / name) if name in KNOBS else usual(name))
+    edited(KNOBS)
     return Asker(make_world(tls=False, commands=["do", "late", "after"], sites=(SITE, OTHER)).start())
 
 

@@ -104,12 +104,9 @@ class Relay:
         assert "Traceback" not in self.relay.text() and "bug=" not in self.relay.text(), self.relay.text()
 
 
-def kit_run(script, *words, env=None, cwd=None, stdin=None, python=None):
+def kit_run(script, *words, env=None, stdin=subprocess.DEVNULL):
     """A script of a kit, which finds its ini beside it."""
-    done = subprocess.run(suite.started_as([python or suite.PYTHON, "-I", "-S", script], env) + list(words), cwd=cwd or os.path.dirname(script), timeout=90,
-                          env=env or suite.clean_env(), stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    done.stdout, done.stderr = done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
-    return done
+    return suite.run(script, *words, cwd=os.path.dirname(script), timeout=90, env=env, stdin=stdin)
 
 
 def strict(ca):
@@ -501,10 +498,7 @@ def test_where_nothing_may_be_written_nothing_is_and_it_says_where_to(tmp_path):
     if os.geteuid() == 0:
         suite.needs("setpriv")
         user, python = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"], suite.python_for_others()
-        place = str(tmp_path)
-        while place != "/":
-            os.chmod(place, stat.S_IMODE(os.stat(place).st_mode) | 0o011)
-            place = os.path.dirname(place)
+        suite.let_through(str(tmp_path))
     closed.chmod(0o555)
     done = subprocess.run(user + [python, str(tmp_path / "mi_dicomapi.py"), "init", "--name", "a", "--site", "s", "--user", "u"], cwd=str(closed),
                           env=suite.clean_env(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

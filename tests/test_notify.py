@@ -157,17 +157,10 @@ with open(%(to)r, "a") as out:
 
 
 @pytest.fixture
-def told(make_world, tmp_path, monkeypatch):
+def told(make_world, edited):
     """(a world, a function that starts notify, a function that gives what the hook was given); both look again sooner, and tell more at once."""
-    with open(suite.script("mi_dicomapi.py"), encoding="utf-8") as text:
-        whole = text.read()
-    for before, after in (("\nCONDITIONS_EVERY = 5 ", "\nCONDITIONS_EVERY = 1 "), ("\nALL_AWAY = 30 ", "\nALL_AWAY = 1 "),
-                          ("AT_ONCE_MOST = 600, 5 ", "AT_ONCE_MOST = 600, 50 ")):
-        assert whole.count(before) == 1
-        whole = whole.replace(before, after)
-    (tmp_path / "mi_dicomapi.py").write_text(whole, encoding="utf-8")
-    usual = suite.script
-    monkeypatch.setattr(suite, "script", lambda name: str(tmp_path / name) if name == "mi_dicomapi.py" else usual(name))
+    edited({"mi_dicomapi.py": {"\nCONDITIONS_EVERY = 5 ": "\nCONDITIONS_EVERY = 1 ", "\nALL_AWAY = 30 ": "\nALL_AWAY = 1 ",
+                               "AT_ONCE_MOST = 600, 5 ": "AT_ONCE_MOST = 600, 50 "}})
     world = make_world(commands=["do"], sites=(SITE, "u-sleeps")).start()
     hook, to = os.path.join(world.folder, "hook.py"), os.path.join(world.folder, "told")
     with open(hook, "w") as out:
