@@ -10594,8 +10594,8 @@ function buildOne() {
     h('div', {class: 'two'}, section('facts', part('facts', 'dl')), h('div', {}, part('inputs', 'section'),
       part('results', 'section'))));
   made.legend.append(...['wait', 'move', 'run', 'mark'].map((key) => h('span', {},
-    h('svg', {width: 26, height: 12}, key === 'mark' ? h('line', {class: 'mark', x1: 13, x2: 13, y1: 0, y2: 12})
-      : bar(1, 1, 24, 10, key)), _('k_' + key))));
+    h('svg', {width: 26, height: 12}, key !== 'mark' ? bar(1, 1, 24, 10, key)
+      : h('line', {class: 'mark', x1: 13, x2: 13, y1: 0, y2: 12})), _('k_' + key))));
   S.live = {id: S.view.id, out: {at: -1, text: ''}, err: {at: -1, text: ''}, busy: false};
   return (data) => {
     const calc = data.calc;
