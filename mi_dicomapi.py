@@ -2559,6 +2559,9 @@ NOBODY, STARTER, ADMIN = "nobody", "starter", "admin"  # who has to act, or OPER
 Cause = collections.namedtuple("Cause", "code who text command changes holds since")
 # seconds without output, without a byte of the inputs, after which that is told
 QUIET_AFTER, INPUTS_AFTER = 600, 60
+# what is told of how long a run takes: from so many of the last ones, of so many at least, looked for in so
+# many calculations; known for so many seconds
+LAST_RUNS, LEAST_RUNS, RUNS_AMONG, RUNS_KNOWN = 100, 10, 100000, 60
 # how pollers stand, from the farthest to the nearest to taking something
 NEARER = ("silent", "fielded", "untold", "paused", "drain", "hours", "disk", "once", "busy", "open")
 
@@ -2675,6 +2678,27 @@ class Facts:
         return self.relay.store.read("SELECT COUNT(*) FROM calculations WHERE site = ? AND state = ? AND user"
                                      " = ? AND seq < ?", self.site, ALLOWED, self.user, self.row["seq"])[0][0]
 
+    def runs(self):
+        """How long runs of this command by this user there took, in seconds: (how many were looked at, a
+        tenth were shorter than this, a tenth longer than that); None: too few have ended well. Asked of the
+        disk now and then."""
+        key, lengths = (self.site, self.user, self.command), self.relay.lengths
+        until, found = lengths.get(key, (0.0, None))
+        if time.monotonic() < until:
+            return found
+        took = sorted(row[0] for row in self.relay.store.read(
+            "SELECT ended.at - begun.at FROM past CROSS JOIN events AS ended CROSS JOIN events AS begun WHERE"
+            " past.seq > (SELECT MAX(seq) FROM past) - ? AND site = ? AND user = ? AND command = ? AND"
+            " ended.calc = past.seq AND ended.step = 'calc-end' AND instr(ended.note, ?) AND begun.calc ="
+            " past.seq AND begun.attempt = ended.attempt AND begun.step = 'calc-start' ORDER BY past.seq DESC"
+            " LIMIT ?", RUNS_AMONG, self.site, self.user, self.command, '"status": "completed"', LAST_RUNS))
+        few, tenth = len(took) < LEAST_RUNS, len(took) // 10
+        found = None if few else (len(took), max(0.0, took[tenth]), max(0.0, took[-1 - tenth]))
+        if len(lengths) > LISTED:
+            lengths.clear()
+        lengths[key] = time.monotonic() + RUNS_KNOWN, found
+        return found
+
     @property
     def request(self):
         """Its request id."""
@@ -2702,6 +2726,33 @@ def quoted(facts):
     import shlex
     return {name: shlex.quote(printable(facts[name]))
             for name in ("id", "user", "site", "command", "request")}
+
+
+BEFORE_IT = "%(ahead)s before it"
+TOOK = "of the last %(of)s runs of %(command)s there, eight in ten took %(low)s to %(high)s each"
+TOOK_UNKNOWN = "how long it takes is unknown: fewer than %(least)s runs of %(command)s have ended well there"
+
+
+def how_long(facts):
+    """How long yet, of what has not run to its end: in words, how many are before it, and how long such runs
+    took (see Facts.runs); {} of all else."""
+    if facts.state not in (ALLOWED,) + STOPPABLE:
+        return {}
+    of, low, high = facts.runs() or (0, None, None)
+    named = dict(of=of, least=LEAST_RUNS, command=facts.command, low=clock_for_people(low or 0),
+                 high=clock_for_people(high or 0), ahead=facts.ahead if facts.state == ALLOWED else None)
+    parts = [BEFORE_IT] * (facts.state == ALLOWED) + [TOOK if of else TOOK_UNKNOWN]
+    texts = [in_both(part, named) for part in parts]
+    return {"long": {lang: "; ".join(text[lang] for text in texts) for lang in ("en", "ja")},
+            "ahead": named["ahead"], "runs": of, "run_from": low, "run_to": high}
+
+
+def clock_for_people(seconds):
+    """A duration, alike in every language: 1.5 s, 12 s, 0:12:05, 49:00:00."""
+    if seconds < 59.5:
+        return "%.*f s" % (seconds < 9.95, seconds)
+    whole = round(seconds)
+    return "%d:%02d:%02d" % (whole // 3600, whole // 60 % 60, whole % 60)
 
 
 BY_ITSELF = "it goes on by itself"
@@ -2774,7 +2825,7 @@ CAUSES = [
     Cause("once", ADMIN, "the poller of site %(site)s asks only when it is started (--once)",
           POLL + " --once", "its next start (cron)",
           lambda f: f.waits_for("once"), "heard"),
-    Cause("busy", NOBODY, "site %(site)s is busy with %(busy)s of %(jobs)s, and %(ahead)s are before it", "",
+    Cause("busy", NOBODY, "site %(site)s is busy with %(busy)s of %(jobs)s; %(ahead)s before it", "",
           "the end of one of them", lambda f: f.waits_for("busy"), "told"),
     Cause("needs-v2", ADMIN, "the poller of site %(site)s is a fielded one and is not shown this: it takes no"
           " parameters, patterns, directories in inputs' names, or more than 2 GiB", POLL,
@@ -2785,7 +2836,7 @@ CAUSES = [
     Cause("untold", ADMIN, "the poller of site %(site)s does not tell why it takes nothing (an older version,"
           " or tell = no)", LIST, "it is taken when the poller asks", lambda f: f.waits_for("untold"),
           "heard"),
-    Cause("next", NOBODY, "the poller of site %(site)s takes work; %(ahead)s are before it", "", BY_ITSELF,
+    Cause("next", NOBODY, "the poller of site %(site)s takes work; %(ahead)s before it", "", BY_ITSELF,
           lambda f: f.state == ALLOWED, "allowed"),
     Cause("cancelling", NOBODY, "the external computer is to stop it: %(reason)s", "", BY_ITSELF,
           lambda f: f.row["cancel"] and f.state in STOPPABLE, "touched"),
@@ -2829,7 +2880,7 @@ def explained(relay, row, operator):
         found["until"] = facts.told.get("until")
     if cause.code == "other-user" and operator:
         found["users"] = facts.others()
-    return found
+    return dict(found, **how_long(facts))
 
 
 def cause_of(facts):
@@ -3846,6 +3897,7 @@ class Relay:
         self.news = News(self)
         self.fielded = FieldedPollers(self)
         self.board = Board(self)
+        self.lengths = {}                              # see Facts.runs()
         self.sweeper = Sweeper(self)
         self.uploads = {}                              # {(seq, kind, n): Upload}
         self.placing = threading.Lock()                # files of a result are put in their place
@@ -8444,8 +8496,9 @@ def json_with_files(found, files):
 
 def told_cause(answer):
     """An answer of `explain` in the reader's language: code, who (nobody, starter, admin, operator), site,
-    sentence, command, changes; since, until (seconds since the epoch, or None); age (seconds since it was
-    seen). Nothing of it can steer a terminal."""
+    sentence, command, changes, long (how long yet); since, until (seconds since the epoch, or None); ahead,
+    runs, run_from, run_to (the figures of `long`, or None); age (seconds since it was seen). Nothing of it
+    can steer a terminal."""
     def text(key):
         value = answer.get(key)
         value = value.get(SAY["lang"], value.get("en")) if isinstance(value, dict) else value
@@ -8455,8 +8508,9 @@ def told_cause(answer):
         value = answer.get(key)
         return value if type(value) in (int, float) and 0 <= value < 1 << 32 else None
 
-    found = {"code": text("cause"), "since": when("since"), "until": when("until")}
-    found.update((key, text(key)) for key in ("who", "site", "sentence", "command", "changes"))
+    found = {key: when(key) for key in ("since", "until", "ahead", "runs", "run_from", "run_to")}
+    found.update((key, text(key)) for key in ("who", "site", "sentence", "command", "changes", "long"))
+    found["code"] = text("cause")
     return dict(found, age=max(0, round((when("now") or 0) - (when("seen") or when("now") or 0))))
 
 
@@ -8478,6 +8532,8 @@ def cause_lines(found):
         lines.append("  " + _("until: %s") % clock(found["until"]))
     if found["changes"]:
         lines.append("  " + _("what changes it: %s") % found["changes"])
+    if found["long"]:
+        lines.append("  " + _("how long yet: %s") % found["long"])
     return lines + ["  " + _("seen %d s ago") % found["age"]]
 
 
@@ -10044,6 +10100,7 @@ who_admin: ['the admin of the external computer %s', '外部計算機 %s の管�
 who_operator: ['the relay’s operator', '中継サーバーの運用者'],
 types: ['Type there:', '打つ語:'],
 changes: ['What changes it: %s', '変わる条件: %s'],
+long: ['How long yet: %s', 'あとどのくらいか: %s'],
 since: ['Since %s (%s)', '%s から（%s）'],
 seen: ['known %s ago', '%s前の情報'],
 others: ['Users whose pollers ask there: %s', 'そこで問い合わせているポーラーの利用者: %s'],
@@ -10621,6 +10678,7 @@ function reasons(box, data) {
     () => h('p', {}, _('who', _('who_' + why.who, why.site))),
     () => why.command ? h('p', {}, _('types') + ' ', h('code', {class: 'type'}, why.command)) : '',
     () => words(why.changes) ? h('p', {}, _('changes', words(why.changes))) : '',
+    () => why.long ? h('p', {}, _('long', words(why.long))) : '',
     () => why.users ? h('p', {}, _('others', why.users.slice(0, 20).join(', '))) : '',
     () => why.until ? h('p', {}, _('until', moment(why.until))) : '', () => h('p', {class: 'soft'}));
   const seen = (data.why_now || 0) - (data.seen || 0);
@@ -10913,6 +10971,12 @@ JA = {
     "the relay's operator": "中継サーバーの運用者", "who has started it": "この計算を始めた人",
     "the admin of the external computer": "外部計算機の管理者", "nobody": "だれも何もしなくてよい",
     ", since %s": "。%s から", "who has to act: %s": "対応する人: %s", "until: %s": "予定: %s まで",
+    "how long yet: %s": "あとどのくらいか: %s",
+    "%(ahead)s before it": "前に %(ahead)s 件",
+    "of the last %(of)s runs of %(command)s there, eight in ten took %(low)s to %(high)s each":
+        "そこでの %(command)s は、直近 %(of)s 回のうち八割が一回 %(low)s から %(high)s でした",
+    "how long it takes is unknown: fewer than %(least)s runs of %(command)s have ended well there":
+        "所要時間は不明です (そこで正常に終わった %(command)s が %(least)s 回に達していません)",
     "what changes it: %s": "変わる条件: %s", "seen %d s ago": "%d 秒前の情報です",
     "its result was fetched: nothing more is to come": "結果は受け取られています。この先はもう何もありません",
     "it ended well, and its result waits at the relay to be fetched": "正常に終わり、結果が中継サーバーで受け取りを待っています",
@@ -10971,7 +11035,7 @@ JA = {
     "the poller of site %(site)s asks only when it is started (--once)":
         "サイト %(site)s のポーラーは、起動されたときにだけ問い合わせます (--once)",
     "its next start (cron)": "次の起動 (cron) で進みます",
-    "site %(site)s is busy with %(busy)s of %(jobs)s, and %(ahead)s are before it":
+    "site %(site)s is busy with %(busy)s of %(jobs)s; %(ahead)s before it":
         "サイト %(site)s は実行中です (%(busy)s/%(jobs)s)。先に待っている計算は %(ahead)s 件です",
     "the end of one of them": "そのどれかが終われば進みます",
     "its inputs need %(need)s, and the external computer %(site)s has room for %(room)s":
@@ -10986,7 +11050,7 @@ JA = {
     "it is taken when the poller asks": "ポーラーが問い合わせれば、計算が渡されます",
     "the poller of site %(site)s does not tell why it takes nothing (an older version, or tell = no)":
         "サイト %(site)s のポーラーは、受け付けない理由を知らせません (古い版、または tell = no)",
-    "the poller of site %(site)s takes work; %(ahead)s are before it":
+    "the poller of site %(site)s takes work; %(ahead)s before it":
         "サイト %(site)s のポーラーは受け付けています。先に待っている計算は %(ahead)s 件です",
     "the external computer is to stop it: %(reason)s": "外部計算機に停止を指示しています: %(reason)s",
     "a fielded poller has it, which tells nothing before its end": "従来版のポーラーが持っており、終わるまで何も知らせません",

@@ -7569,8 +7569,9 @@ def enroll(relay, code, path, role, site):
 
 def told_cause(answer):
     """An answer of `explain` in the reader's language: code, who (nobody, starter, admin, operator), site,
-    sentence, command, changes; since, until (seconds since the epoch, or None); age (seconds since it was
-    seen). Nothing of it can steer a terminal."""
+    sentence, command, changes, long (how long yet); since, until (seconds since the epoch, or None); ahead,
+    runs, run_from, run_to (the figures of `long`, or None); age (seconds since it was seen). Nothing of it
+    can steer a terminal."""
     def text(key):
         value = answer.get(key)
         value = value.get(SAY["lang"], value.get("en")) if isinstance(value, dict) else value
@@ -7580,8 +7581,9 @@ def told_cause(answer):
         value = answer.get(key)
         return value if type(value) in (int, float) and 0 <= value < 1 << 32 else None
 
-    found = {"code": text("cause"), "since": when("since"), "until": when("until")}
-    found.update((key, text(key)) for key in ("who", "site", "sentence", "command", "changes"))
+    found = {key: when(key) for key in ("since", "until", "ahead", "runs", "run_from", "run_to")}
+    found.update((key, text(key)) for key in ("who", "site", "sentence", "command", "changes", "long"))
+    found["code"] = text("cause")
     return dict(found, age=max(0, round((when("now") or 0) - (when("seen") or when("now") or 0))))
 
 
@@ -7603,6 +7605,8 @@ def cause_lines(found):
         lines.append("  " + _("until: %s") % clock(found["until"]))
     if found["changes"]:
         lines.append("  " + _("what changes it: %s") % found["changes"])
+    if found["long"]:
+        lines.append("  " + _("how long yet: %s") % found["long"])
     return lines + ["  " + _("seen %d s ago") % found["age"]]
 
 
@@ -8856,6 +8860,7 @@ JA = {                         # what a person reads, in Japanese
     "the relay's operator": "中継サーバーの運用者", "who has started it": "この計算を始めた人",
     "the admin of the external computer": "外部計算機の管理者", "nobody": "だれも何もしなくてよい",
     ", since %s": "。%s から", "who has to act: %s": "対応する人: %s", "until: %s": "予定: %s まで",
+    "how long yet: %s": "あとどのくらいか: %s",
     "what changes it: %s": "変わる条件: %s", "seen %d s ago": "%d 秒前の情報です",
     "the configuration file, instead of the one that is found": "設定ファイル (ini)。指定しなければ、見つかったものを使います",
     "what is found, as JSON": "結果を JSON で表示します",

@@ -239,6 +239,58 @@ def test_what_is_quiet_or_lacks_inputs_for_long_is_told():
     assert relay.CAUSES[codes.index("inputs-missing")].holds(facts)
 
 
+def test_how_long_yet_is_a_range_of_the_last_runs_and_unknown_with_fewer_than_ten(ask):
+    world, client, command = ask.world, ask.client, "do"
+
+    def runs(number, **end):
+        for _number in range(number):
+            client.register(command)
+            accept_id, claim = client.claim()
+            client.walk(accept_id, claim, "calc-start")
+            client.ok("POST", "calc-end", dict({"v": 2, "accept_id": accept_id, "claim": claim, "result": "calc end", "exit_code": 0}, **end))
+            client.ok("POST", "send-results", {"v": 2, "accept_id": accept_id, "claim": claim, "result_files": {}, "end": True})
+
+    def asked(accept_id):
+        world.relay.stop()                             # what it knows for a minute is forgotten
+        world.start()
+        client.connection = None
+        return client.ok("GET", "v2/explain", {"v": 2, "accept_id": accept_id})
+
+    runs(9)
+    runs(2, exit_code=1)                               # what has failed says nothing of how long it takes
+    world.client(world.issue("bob")).register(command)
+    first, waits = client.register(command), client.register(command)
+    found = asked(waits)
+    assert (found["ahead"], found["runs"], found["run_from"]) == (1, 0, None) and "unknown: fewer than 10" in found["long"]["en"], found
+    assert "不明" in found["long"]["ja"] and found["long"]["en"].startswith("1 before it; "), found
+    accept_id, claim = client.claim()
+    assert accept_id == first
+    client.walk(accept_id, claim, "end-send")
+    db = sqlite3.connect(os.path.join(world.state, "state.sqlite3"), timeout=10)
+    begun = [row[0] for row in db.execute("SELECT calc FROM events WHERE step = 'calc-end' AND note LIKE '%completed%' ORDER BY calc")]
+    assert len(begun) == 10
+    for number, calc in enumerate(begun):              # they took 100 s, 200 s ... 1000 s
+        db.execute("UPDATE events SET at = (SELECT at FROM events WHERE calc = ?1 AND step = 'calc-start') + ?2 WHERE calc = ?1 AND step = 'calc-end'",
+                   (calc, 100 * number + 100))
+    db.commit()
+    db.close()
+    found = asked(waits)
+    assert (found["ahead"], found["runs"], round(found["run_from"]), round(found["run_to"])) == (0, 10, 200, 900), found
+    assert found["long"]["en"] == "0 before it; of the last 10 runs of do there, eight in ten took 0:03:20 to 0:15:00 each"
+    done = world.workflow("explain", waits)
+    assert "  how long yet: 0 before it; of the last 10 runs" in done.stdout, done
+    told = json.loads(world.workflow("explain", waits, "--json").stdout)
+    assert (told["ahead"], told["runs"], round(told["run_to"])) == (0, 10, 900) and "直近 10 回" in world.workflow(
+        "explain", waits, env=suite.clean_env(LANG="ja_JP.UTF-8")).stdout
+    accept_id, claim = client.claim()
+    client.walk(accept_id, claim, "calc-start")
+    assert client.ok("GET", "v2/explain", {"v": 2, "accept_id": waits})["long"]["en"].startswith("of the last 10 runs of do")
+    client.ok("POST", "calc-end", {"v": 2, "accept_id": waits, "claim": claim, "result": "calc end", "exit_code": 0})
+    assert "long" not in client.ok("GET", "v2/explain", {"v": 2, "accept_id": waits})
+    other = asked(client.register("fails"))
+    assert other["runs"] == 0 and "of fails have" in other["long"]["en"], other
+
+
 def test_run_and_wait_say_why_when_nothing_moves_and_again_when_it_is_another_reason(ask, monkeypatch):
     monkeypatch.setattr(wf, "EXPLAIN_AFTER", 1)
     monkeypatch.setattr(wf, "WAIT", 1)
