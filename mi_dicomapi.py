@@ -10974,9 +10974,9 @@ JA = {
     "how long yet: %s": "あとどのくらいか: %s",
     "%(ahead)s before it": "前に %(ahead)s 件",
     "of the last %(of)s runs of %(command)s there, eight in ten took %(low)s to %(high)s each":
-        "そこでの %(command)s は、直近 %(of)s 回のうち八割が一回 %(low)s から %(high)s でした",
+        "そこでの直近 %(of)s 回の %(command)s は、十回に八回が %(low)s から %(high)s でした",
     "how long it takes is unknown: fewer than %(least)s runs of %(command)s have ended well there":
-        "所要時間は不明です (そこで正常に終わった %(command)s が %(least)s 回に達していません)",
+        "所要時間は不明です (そこでの正常終了が %(least)s 回に達していません: %(command)s)",
     "what changes it: %s": "変わる条件: %s", "seen %d s ago": "%d 秒前の情報です",
     "its result was fetched: nothing more is to come": "結果は受け取られています。この先はもう何もありません",
     "it ended well, and its result waits at the relay to be fetched": "正常に終わり、結果が中継サーバーで受け取りを待っています",
