@@ -71,8 +71,8 @@ contents (grep -n '^# ====' prints them with their lines):
   Japanese
 
 threads: main (Poller.run) waits for signals; ClaimLoop asks for work; Heartbeats renews claims; Presence
-tells how it stands; tick_forever does what is due each second; each calculation has one (Carrier.work), each
-batch system's BatchQueue one while it is asked.
+tells how it stands (run), and lets the relay see when it is gone (hold); tick_forever does what is due each
+second; each calculation has one (Carrier.work), each batch system's BatchQueue one while it is asked.
 locks: Poller.slots (slots, claims) is the outermost; Gate.licences may be taken under it. BatchQueue.lock,
 BatchQueue.submitting (one submission at a time), FORK_LOCK and SAY's are held for a moment, or by one thread.
 """
@@ -2679,7 +2679,9 @@ class Poller:
                 for control in (calc.path(b"pre"), calc.path(b"post")):
                     continue_wrapper(control)          # as follow_to_end() does for the command
                 self.begin_thread(calc, self.free_relay())
-        for loop in (ClaimLoop(self).run, Heartbeats(self).run, Presence(self).run, self.tick_forever):
+        presence = Presence(self)
+        for loop in (ClaimLoop(self).run, Heartbeats(self).run, presence.run, presence.hold,
+                     self.tick_forever):
             threading.Thread(target=thread, args=(loop,), daemon=True).start()
         which = -1
         while which and which not in codes:                # 0: end_with()
@@ -2936,9 +2938,7 @@ class Heartbeats:
 
     def __init__(self, poller):
         self.poller = poller
-        self.relay = poller.free_relay()
-        self.relay.pause = time.sleep
-        self.relay.on_outage = lambda line: None
+        self.relay = quiet_relay(poller)
         self.relay.max_pause = 30
         self.known = {}            # {accept_id: bytes of stdout, and of stderr, that the relay has}
         self.quiet = 1             # seconds that one may wait at the relay where nothing is written
@@ -3042,9 +3042,7 @@ class Presence:
 
     def __init__(self, poller):
         self.poller = poller
-        self.relay = poller.free_relay()
-        self.relay.pause = time.sleep
-        self.relay.on_outage = lambda line: None
+        self.relay = quiet_relay(poller)
         self.version = None                            # of the relay, where only this thread has asked it
 
     def run(self):
@@ -3071,11 +3069,35 @@ class Presence:
                                                       poller=self.poller.name, wait=0, calcs={}))
         return now
 
+    def hold(self):
+        """A thread: while no calc-request waits at the relay, a call without anything does, so that the relay
+        sees when this poller is gone. Not of a run that ends by itself: cron starts it again."""
+        relay, poller = quiet_relay(self.poller), self.poller
+        while not poller.options.once:
+            time.sleep(1)
+            if poller.relay_asking or not poller.told[0] or poller.v1 or self.version == 1:
+                continue
+            try:
+                relay.call("POST", "heartbeat", {"v": 2, "site_id": poller.site, "poller": poller.name,
+                                                 "wait": POLL_WAIT, "calcs": {}}, POLL_WAIT)
+            except (RelayRefused, RelayAway, OSError) as error:
+                log("debug", None, "presence", error=error)
+                poller.told = (None, 0.0)              # the relay takes it for gone: it is told anew
+                relay.close()
+                time.sleep(20)
+
     def fielded(self):
         """Is it a fielded relay?"""
         if not self.poller.learned and self.version is None:             # nothing was asked yet
             self.version = self.relay.learn(0)[0]
         return self.poller.v1 or self.version == 1
+
+
+def quiet_relay(poller):
+    """A RelayClient for a thread whose failures another one tells."""
+    relay = poller.free_relay()
+    relay.pause, relay.on_outage = time.sleep, lambda line: None
+    return relay
 
 
 def without_free(presence):

@@ -1,6 +1,7 @@
 """A relay knows of each poller that it is there, and why it takes nothing: within two seconds of the change, by words that it can trust."""
 import json
 import os
+import re
 import time
 
 import pytest
@@ -46,12 +47,26 @@ def words(world, word):
     assert suite.run("mi_system_remote.py", word, "--ini", os.path.join(world.folder, "poller", "poller.ini")).returncode == 0
 
 
-def test_the_relay_is_told_why_a_poller_takes_nothing_and_when_it_does_again(world):
+def wait_until_parked(world, least):
+    """Until so many calls wait at the relay."""
+    def look():
+        found = suite.run("mi_dicomapi.py", "metrics", "--ini", world.ini).stdout
+        return int(re.search(r"^mi_relay_parked (\d+)", found, re.M).group(1)) >= least
+    wait_until(look, 20)
+
+
+def test_the_relay_is_told_why_a_poller_takes_nothing_and_when_it_does_again_and_at_once_when_it_is_gone(world):
     assert [(row["state"], row["heard"]) for row in sites(world)] == [("never", None)]
-    one = world.poller({"hold": HOLD % world.folder})
+    one = world.poller({"hold": HOLD % world.folder}, ini="output = no\n")
     row = stands(world, "open", busy=0, jobs=1)
     assert (row["site"], row["user"], row["version"]) == (SITE, USER, relay.VERSION) and abs(row["heard"] - time.time()) < 60
     words(world, "pause")
+    stands(world, "paused")
+    wait_until_parked(world, 1)
+    killed = time.time()
+    one.kill()                                         # which has asked for nothing
+    assert killed - 60 < stands(world, "silent")["heard"] < killed + 1
+    one = world.poller({"hold": HOLD % world.folder}, ini="output = no\n")
     stands(world, "paused")
     words(world, "resume")
     stands(world, "open")
@@ -66,6 +81,7 @@ def test_the_relay_is_told_why_a_poller_takes_nothing_and_when_it_does_again(wor
     stands(world, "busy", busy=1, waiting=0)
     world.workflow("submit", SITE, "hold")
     stands(world, "busy", waiting=1)
+    wait_until_parked(world, 2)                        # a heartbeat, and what waits between two of them
     one.kill()
     stands(world, "silent")
 
