@@ -1822,8 +1822,7 @@ def whole_number(low, high):
 
 def text_like(shape):
     """A kind: a text that the expression matches as a whole."""
-    shape = re.compile(r"(?:%s)\Z" % shape, re.S)
-    return lambda value: type(value) is str and shape.match(value) is not None
+    return lambda value: type(value) is str and re.match(r"(?s)(?:%s)\Z" % shape, value) is not None
 
 
 def is_name(value):
@@ -2468,9 +2467,11 @@ class Door:
             self.greeted.add(run)                      # once: nobody pushes older lines out of the log
             guard_log(self.rules, "info", run, "hello", lane=lane)
         self.wire.say(dict(told, took=int((time.monotonic() - began) * 1e6), **more))
+        if run and not lane and told["state"] == "none":
+            self.wire.flush()
+            adopter()                                  # while the answer travels: start needs it
 
     def do_put(self, size, files=None, name=None, at=None, length=None, end=None):
-        import hashlib
         self.put_on()
         if files is None:
             return self.put_piece(size, name, at, length, end)
@@ -2483,6 +2484,7 @@ class Door:
                 sums.append("")
                 marks.append((name, ()))
                 continue
+            import hashlib                             # 3 ms, which a run without inputs does not wait for
             fd = self.place.open_new_input()
             try:
                 sums.append(self.receive_into(fd, 0, bytes_of, hashlib.sha256()))
@@ -2557,6 +2559,9 @@ class Door:
                 raise Refusal("refused", "another command than the one that was asked for first")
         ensure_keeper(self.rules)
         self.wire.say(self.state())
+        self.wire.flush()
+        import hashlib
+        hashlib.sha256()                               # loaded while the command runs: its results need it
 
     def begin_command(self, command, argv, text):
         """No input comes any more: the order."""
@@ -4466,7 +4471,6 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
     Returns an Outcome. Stop with an exit code of the table when it cannot go on; the calculation can then be
     resumed by its ident, which the message names.
     """
-    import uuid
     pairs, seen, settings = [], {}, settings or settings_of_options({})
     for path in inputs:
         far = os.path.basename(os.path.normpath(path))
@@ -4479,7 +4483,7 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
         raise Stop(EX_USAGE, _("no command, or one with control characters"))
     gather_inputs(pairs)                               # 66 before anything is done
     line = Line(host, settings).ask_config()           # 64 if that is no host
-    ident = str(uuid.uuid4())
+    ident = new_ident()
     order = {"host": host, "command": command, "inputs": pairs, "into": os.path.abspath(into), "mode": mode,
              "keep": keep, "v": ON_DISK, "time": time.time(), "batch": batch, "allow_refused": allow_refused,
              "settings": settings._asdict()}
@@ -4490,6 +4494,12 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
         run.record.remove()                            # nothing was done yet
         raise
     return run.carry_out()
+
+
+def new_ident():
+    """A UUID of random (version 4). (The module uuid, with all of platform, takes 2 ms of every start.)"""
+    drawn = int.from_bytes(os.urandom(16), "big") & ~(0xF << 76 | 3 << 62) | 4 << 76 | 2 << 62
+    return re.sub("(.{8})(.{4})(.{4})(.{4})", r"\1-\2-\3-\4-", "%032x" % drawn)
 
 
 class Runner:
@@ -7538,8 +7548,8 @@ PAST_ASKED = 600                 # seconds for which PBS is asked of a job that 
 # seconds for which a queue must not know a job, of which it is unsure whether it was sent, before it is sent
 # again
 SENT_LATE = 60
-# in the words of a submission that failed
-PERHAPS_SENT = re.compile(r"timed? ?out|zero bytes|connect|commit|End of File|no answer", re.I)
+# in the words of a submission that failed (as a text: to compile it is for who needs it, not for every start)
+PERHAPS_SENT = r"(?i)timed? ?out|zero bytes|connect|commit|End of File|no answer"
 LOCK_HELD = "held"                  # try_lock()'s word
 # exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
 KILLED_CODES = (137, 140, 143, 152)
@@ -7547,7 +7557,7 @@ KILLED_CODES = (137, 140, 143, 152)
 CLIENT_ENV = re.compile(
     r"(SLURM_(CONF|CLUSTERS)|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")
 # MI_RUN = ACCEPT_ID.N, by which a job is found again
-RUN_MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")
+RUN_MARK = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+"
 # state: queued, held, running, suspended, done, over (badly)
 JobSeen = collections.namedtuple("JobSeen", "job mark state node text")
 BatchSystem = collections.namedtuple("BatchSystem", (
@@ -7598,7 +7608,7 @@ def slurm_read(text):
                 raise ValueError(line)                 # later on it is the rest of a name with line breaks
             continue
         job, state, node, reason, names = row.groups()
-        word, mark = state.split(" ")[0], RUN_MARK.search(names)
+        word, mark = state.split(" ")[0], re.search(RUN_MARK, names)
         kind = SLURM_STATES.get(word, "queued" if "REQUEUE" in word else "running")
         if kind == "queued" and re.search("[Hh]eld", reason):
             kind = "held"
@@ -7648,9 +7658,8 @@ def is_ours(name):
 
 
 # rows of qstat -f that nobody reads, and the one variable that is read
-PBS_ROWS = re.compile(
-    rb"\n +(?! |job_state|Job_Owner|Variable_List|comment|Hold_Types|exec_host|[Ee]xit_status)[^\n]*")
-PBS_MARK = re.compile(rb"(\n +Variable_List = )(?:[^\n]*,)?(MI_RUN=[^,\n]*)[^\n]*")
+PBS_ROWS = rb"\n +(?! |job_state|Job_Owner|Variable_List|comment|Hold_Types|exec_host|[Ee]xit_status)[^\n]*"
+PBS_MARK = rb"(\n +Variable_List = )(?:[^\n]*,)?(MI_RUN=[^,\n]*)[^\n]*"
 
 
 def pbs_trim(text):
@@ -7660,7 +7669,8 @@ def pbs_trim(text):
         return text
     first, *more = text.split(b"\nJob Id:")
     parts = [first] + [part.replace(b"\r", b"").replace(b"\n\t", b"") for part in more[:-1]]
-    ours = [PBS_MARK.sub(rb"\1\2", PBS_ROWS.sub(b"", part)) for part in parts[1:] if b"MI_RUN=" in part]
+    ours = [re.sub(PBS_MARK, rb"\1\2", re.sub(PBS_ROWS, b"", part))
+            for part in parts[1:] if b"MI_RUN=" in part]
     return b"\nJob Id:".join([first] + ours + more[-1:])
 
 
@@ -7690,7 +7700,7 @@ def pbs_job(part):
     words += [told["comment"]] if "comment" in told else []
     if kind == "held" and "Hold_Types" in told:
         words.append("held (%s)" % told["Hold_Types"])
-    mark = RUN_MARK.search(told.get("Variable_List", "")) if is_ours(told.get("Job_Owner")) else None
+    mark = re.search(RUN_MARK, told.get("Variable_List", "")) if is_ours(told.get("Job_Owner")) else None
     node = told.get("exec_host", "").split("/")[0]
     return JobSeen(number.strip(), mark and mark.group(), kind, node, ", ".join(words))
 
@@ -7732,7 +7742,7 @@ def condor_job(entry):
         kind = "running"
     reason = str(entry.get(why, "")).strip()
     node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
-    mark = RUN_MARK.fullmatch(str(entry.get("MIRun"))) if is_ours(entry.get("Owner")) else None
+    mark = re.fullmatch(RUN_MARK, str(entry.get("MIRun"))) if is_ours(entry.get("Owner")) else None
     return JobSeen(job, mark and mark.group(), kind, node, word + (": " + reason if reason else ""))
 
 
@@ -7815,7 +7825,7 @@ BATCH_SYSTEMS = {
 
 def condor_constraint(job):
     """What picks a job by its mark, or its number."""
-    if RUN_MARK.match(job):
+    if re.match(RUN_MARK, job):
         return 'MIRun == "%s"' % job
     return "ClusterId == %s && ProcId == %s" % tuple(job.split("."))
 
@@ -8107,7 +8117,7 @@ class BatchQueue:
     def vanished(self, missed):
         """Of the names in missed (a job's number, or, if that is not known, its mark) those that may be asked
         for."""
-        marks = [name for name in missed if RUN_MARK.match(name)]
+        marks = [name for name in missed if re.match(RUN_MARK, name)]
         jobs = [name for name in missed if name not in marks]
         if self.table.marks == "past":
             return jobs or marks
@@ -8309,7 +8319,7 @@ class BatchJob:
         again."""
         table, self.no_program = self.queue.table, code in (126, 127)
         self.why = "%s: %s" % (self.submission["submit"][0], printable(text))
-        self.unsure = bool(PERHAPS_SENT.search(text))
+        self.unsure = bool(re.search(PERHAPS_SENT, text))
         try:
             if self.submission.get("why") != self.why:
                 self.save(why=self.why)                # for `list` and `show`
@@ -8513,7 +8523,7 @@ class BatchJob:
 # right. Nothing is written through a link below the target. What is there already is replaced only if it is
 # this calculation's, or was there before it and its replacement was agreed.
 # the names that such directories begin with
-STAGE_NAME = re.compile(rb"\.mi-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)
+STAGE_NAME = rb"(?i)\.mi-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 ZEROS, HOLE = bytes(1 << 16), 1 << 16                # runs of so many zero bytes are not written but left out
 OWN_NAMES = {b"mi_dicomapi.py", b"mi_system_wf.py", b"mi_system_remote.py", b"execute_remote_command.py",
              b"sitecustomize.py", b"usercustomize.py", b"execute_remote_side_program_ssh.sample.sh",
@@ -8649,7 +8659,7 @@ class Target:
             raise NotStored(
                 name, _("programs of this host are started from there, or set up by it; take another --to"))
         parts, mine = lower.split(b"/"), b".mi-" + utf8(self.ident).lower()
-        if STAGE_NAME.match(name) or any(part.startswith(mine) for part in parts):
+        if re.match(STAGE_NAME, name) or any(part.startswith(mine) for part in parts):
             raise NotStored(name, _("a name that is kept for what arrives"))
         own = (parts[-1] in OWN_NAMES or b"__pycache__" in parts
                or parts[-1].endswith((b".pth", b".pyc", b".pyo")))

@@ -5012,8 +5012,8 @@ PAST_ASKED = 600                 # seconds for which PBS is asked of a job that 
 # seconds for which a queue must not know a job, of which it is unsure whether it was sent, before it is sent
 # again
 SENT_LATE = 60
-# in the words of a submission that failed
-PERHAPS_SENT = re.compile(r"timed? ?out|zero bytes|connect|commit|End of File|no answer", re.I)
+# in the words of a submission that failed (as a text: to compile it is for who needs it, not for every start)
+PERHAPS_SENT = r"(?i)timed? ?out|zero bytes|connect|commit|End of File|no answer"
 LOCK_HELD = "held"                  # try_lock()'s word
 # exit codes after which the queue is asked whether it was the batch system's doing (KILL, USR2, TERM, XCPU)
 KILLED_CODES = (137, 140, 143, 152)
@@ -5021,7 +5021,7 @@ KILLED_CODES = (137, 140, 143, 152)
 CLIENT_ENV = re.compile(
     r"(SLURM_(CONF|CLUSTERS)|PBS_(CONF_FILE|EXEC|DEFAULT|SERVER)|CONDOR_CONFIG|_CONDOR_[A-Z_]+)\Z")
 # MI_RUN = ACCEPT_ID.N, by which a job is found again
-RUN_MARK = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")
+RUN_MARK = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+"
 # state: queued, held, running, suspended, done, over (badly)
 JobSeen = collections.namedtuple("JobSeen", "job mark state node text")
 BatchSystem = collections.namedtuple("BatchSystem", (
@@ -5072,7 +5072,7 @@ def slurm_read(text):
                 raise ValueError(line)                 # later on it is the rest of a name with line breaks
             continue
         job, state, node, reason, names = row.groups()
-        word, mark = state.split(" ")[0], RUN_MARK.search(names)
+        word, mark = state.split(" ")[0], re.search(RUN_MARK, names)
         kind = SLURM_STATES.get(word, "queued" if "REQUEUE" in word else "running")
         if kind == "queued" and re.search("[Hh]eld", reason):
             kind = "held"
@@ -5122,9 +5122,8 @@ def is_ours(name):
 
 
 # rows of qstat -f that nobody reads, and the one variable that is read
-PBS_ROWS = re.compile(
-    rb"\n +(?! |job_state|Job_Owner|Variable_List|comment|Hold_Types|exec_host|[Ee]xit_status)[^\n]*")
-PBS_MARK = re.compile(rb"(\n +Variable_List = )(?:[^\n]*,)?(MI_RUN=[^,\n]*)[^\n]*")
+PBS_ROWS = rb"\n +(?! |job_state|Job_Owner|Variable_List|comment|Hold_Types|exec_host|[Ee]xit_status)[^\n]*"
+PBS_MARK = rb"(\n +Variable_List = )(?:[^\n]*,)?(MI_RUN=[^,\n]*)[^\n]*"
 
 
 def pbs_trim(text):
@@ -5134,7 +5133,8 @@ def pbs_trim(text):
         return text
     first, *more = text.split(b"\nJob Id:")
     parts = [first] + [part.replace(b"\r", b"").replace(b"\n\t", b"") for part in more[:-1]]
-    ours = [PBS_MARK.sub(rb"\1\2", PBS_ROWS.sub(b"", part)) for part in parts[1:] if b"MI_RUN=" in part]
+    ours = [re.sub(PBS_MARK, rb"\1\2", re.sub(PBS_ROWS, b"", part))
+            for part in parts[1:] if b"MI_RUN=" in part]
     return b"\nJob Id:".join([first] + ours + more[-1:])
 
 
@@ -5164,7 +5164,7 @@ def pbs_job(part):
     words += [told["comment"]] if "comment" in told else []
     if kind == "held" and "Hold_Types" in told:
         words.append("held (%s)" % told["Hold_Types"])
-    mark = RUN_MARK.search(told.get("Variable_List", "")) if is_ours(told.get("Job_Owner")) else None
+    mark = re.search(RUN_MARK, told.get("Variable_List", "")) if is_ours(told.get("Job_Owner")) else None
     node = told.get("exec_host", "").split("/")[0]
     return JobSeen(number.strip(), mark and mark.group(), kind, node, ", ".join(words))
 
@@ -5206,7 +5206,7 @@ def condor_job(entry):
         kind = "running"
     reason = str(entry.get(why, "")).strip()
     node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
-    mark = RUN_MARK.fullmatch(str(entry.get("MIRun"))) if is_ours(entry.get("Owner")) else None
+    mark = re.fullmatch(RUN_MARK, str(entry.get("MIRun"))) if is_ours(entry.get("Owner")) else None
     return JobSeen(job, mark and mark.group(), kind, node, word + (": " + reason if reason else ""))
 
 
@@ -5289,7 +5289,7 @@ BATCH_SYSTEMS = {
 
 def condor_constraint(job):
     """What picks a job by its mark, or its number."""
-    if RUN_MARK.match(job):
+    if re.match(RUN_MARK, job):
         return 'MIRun == "%s"' % job
     return "ClusterId == %s && ProcId == %s" % tuple(job.split("."))
 
@@ -5581,7 +5581,7 @@ class BatchQueue:
     def vanished(self, missed):
         """Of the names in missed (a job's number, or, if that is not known, its mark) those that may be asked
         for."""
-        marks = [name for name in missed if RUN_MARK.match(name)]
+        marks = [name for name in missed if re.match(RUN_MARK, name)]
         jobs = [name for name in missed if name not in marks]
         if self.table.marks == "past":
             return jobs or marks
@@ -5783,7 +5783,7 @@ class BatchJob:
         again."""
         table, self.no_program = self.queue.table, code in (126, 127)
         self.why = "%s: %s" % (self.submission["submit"][0], printable(text))
-        self.unsure = bool(PERHAPS_SENT.search(text))
+        self.unsure = bool(re.search(PERHAPS_SENT, text))
         try:
             if self.submission.get("why") != self.why:
                 self.save(why=self.why)                # for `list` and `show`

@@ -1663,8 +1663,8 @@ def main(argv=None):
         return 0
     if program:
         no_core_dump()
-        import signal
-        signal.signal(signal.SIGTERM, on_sigterm)
+        import _signal                                 # what is built in of signal: no enums at every start
+        _signal.signal(_signal.SIGTERM, on_sigterm)
     return run_word(options)
 
 
@@ -1790,8 +1790,8 @@ def relay_of_options(options):
 def on_sigterm(number, frame):
     """SIGTERM: as Ctrl+C, with another exit code. A second one, as of `timeout`, must not disturb what
     follows the first."""
-    import signal
-    signal.signal(number, lambda number, frame: None)
+    import _signal
+    _signal.signal(number, lambda number, frame: None)
     exit_after(EX_TEMPFAIL, LEAVE)
     raise KeyboardInterrupt("SIGTERM")
 
@@ -2391,7 +2391,7 @@ def v1_names(files, wanted):
 # right. Nothing is written through a link below the target. What is there already is replaced only if it is
 # this calculation's, or was there before it and its replacement was agreed.
 # the names that such directories begin with
-STAGE_NAME = re.compile(rb"\.mi-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)
+STAGE_NAME = rb"(?i)\.mi-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 ZEROS, HOLE = bytes(1 << 16), 1 << 16                # runs of so many zero bytes are not written but left out
 OWN_NAMES = {b"mi_dicomapi.py", b"mi_system_wf.py", b"mi_system_remote.py", b"execute_remote_command.py",
              b"sitecustomize.py", b"usercustomize.py", b"execute_remote_side_program_ssh.sample.sh",
@@ -2527,7 +2527,7 @@ class Target:
             raise NotStored(
                 name, _("programs of this host are started from there, or set up by it; take another --to"))
         parts, mine = lower.split(b"/"), b".mi-" + utf8(self.ident).lower()
-        if STAGE_NAME.match(name) or any(part.startswith(mine) for part in parts):
+        if re.match(STAGE_NAME, name) or any(part.startswith(mine) for part in parts):
             raise NotStored(name, _("a name that is kept for what arrives"))
         own = (parts[-1] in OWN_NAMES or b"__pycache__" in parts
                or parts[-1].endswith((b".pth", b".pyc", b".pyo")))
