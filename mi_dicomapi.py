@@ -58,6 +58,7 @@ contents (grep -n '^# ====' prints them with their lines):
   fielded                       the protocol of before ("v1"), for programs that still speak it
   demo
   shared: names                 names of files: checked by every receiver
+  shared: pieces                files that come in pieces, in any order
   shared: stream                fielded bodies, which hold whole files, pass as streams
   shared: cause                 why a calculation is where it is, for people
   shared: meter                 figures for Prometheus
@@ -80,7 +81,9 @@ workers (Front.work_forever) run the calls; the doorkeeper (Front.log_in_forever
 locks are held for moments, and none is taken under another, but that `placing` (files of a result are put in
 their place) is held over a change of the database, after which the writer takes the front's. Front.wait_lock:
 who waits for what. Front.queue_lock: what is to be done. Quotas.counting: bytes on their way, work owed.
-FieldedPollers.announcing: fielded pollers. Pollers.hearing: who is new. Upload.lock: one file that arrives.
+FieldedPollers.announcing: fielded pollers. Pollers.hearing: who is new. Upload.lock, LaneUpload.lock: one file
+that arrives. Pieces.moving: how far its sum is. Transfers.lock: who moves pieces. Relay.beginning, held while
+it is read from disk what came of a file before: not while another lock is.
 """
 import sys
 
@@ -293,6 +296,7 @@ FIELDS = {
     "show": Field(str, "open", "which calculations",
                   ("open", "needs", "waiting", "running", "results", "all")),
     "signal": Field(int, None, "by which the command ended"),
+    "size": Field(int, None, "how many bytes of the file", COUNT),
     "site": Field(str, "", "which site", range(201)),
     "site_id": Field(str, "", "the external computer's site"),
     "sites": Field(str, "", "of the token, blank separated"),
@@ -301,6 +305,8 @@ FIELDS = {
     "stream": Field(str, None, "out or err", ("out", "err")),
     "take": Field(str, None, "a random text of 8 to 100 characters", range(8, 101)),
     "total": Field(None, None, "the number of all files, where further pages follow"),
+    "transfer": Field(str, None, "a random text of 8 to 100 characters, the same in all calls of a transfer",
+                      range(8, 101)),
     "user": Field(str, None, "who logs in"),
     "verdicts": Field(dict, {}, "{CODE: {`count`, `names`}}: what stays away, and why: 2.9"),
     "view": Field(str, "sites", "what is shown: sites, calculations, or one", ("sites", "calcs", "one")),
@@ -322,6 +328,7 @@ def route(role, function, fields="", bulk=False, word="", also=()):
 STRANGERS_CALLS = ("login", "v2/redeem", "v2/link")           # of whoever has no token yet
 # the calls whose path names a file
 FILE_LIST, FILE, FILE_PACK = "files/ID/KIND", "files/ID/KIND/N", "files/ID/KIND/pack"
+PIECES, MISSING = "v2/pieces/ID/KIND/N", "v2/missing/ID/KIND/N"
 
 
 def routes():
@@ -373,6 +380,10 @@ def routes():
         ("POST", FILE): route(None, files_call(FileCall.take_piece), "offset [claim]", bulk=True),
         ("GET", FILE_PACK): route(None, files_call(FileCall.give_pack), "from [count] [claim]"),
         ("POST", FILE_PACK): route(None, files_call(FileCall.take_pack), "from count [claim]", bulk=True),
+        ("GET", PIECES): route(None, files_call(FileCall.give_pieces), "transfer offset size [claim]"),
+        ("POST", PIECES): route(None, files_call(FileCall.take_pieces), "transfer offset size [claim]",
+                                bulk=True),
+        ("GET", MISSING): route(None, files_call(FileCall.tell_missing), "transfer [claim]"),
         ("", "end"): route(OPERATOR, end_calculation, "accept_id [reason]", word="end"),
         ("", "sites"): route(OPERATOR, list_sites, word="sites"),
         ("", "metrics"): route(OPERATOR, figures_for_operator, word="metrics"),
@@ -433,8 +444,8 @@ def enter(tx, accept_id, user, site, command, now):
 # ==== the calls ====
 Park = collections.namedtuple("Park", "key")          # a call's answer when it waits for an event of this key
 # a call's answer from the spool, see send_spool()
-FileAnswer = collections.namedtuple("FileAnswer", "segments length headers status then moved")
-FileAnswer.__new__.__defaults__ = (None, None)
+FileAnswer = collections.namedtuple("FileAnswer", "segments length headers status then moved kind")
+FileAnswer.__new__.__defaults__ = (None, None, "application/octet-stream")
 PlainAnswer = collections.namedtuple("PlainAnswer", "parsed")     # a call's answer without the envelope
 TextAnswer = collections.namedtuple("TextAnswer", "kind data")       # a call's answer that is no JSON
 
@@ -1272,6 +1283,7 @@ def version_answer(relay, authenticated):
     found = {"version": 2, "instance": relay.instance, "max_body": limits["max_body"],
              "wait": relay.conf["times"]["wait"], "max_file": limits["max_file"],
              "max_files": limits["max_files"], "page": PAGE, "pack_file": PACK_FILE, "dirs": True,
+             "lanes": limits["lanes_per_token"],
              "time": round(time.time(), 3)}
     if authenticated:
         found["free"] = relay.store.free()
@@ -1412,6 +1424,9 @@ def check_margin(relay, size):
 
 # ==== files ====
 FILES = re.compile(r"files/([0-9a-f-]{36})/(input|result)(?:/(\d{1,7}|pack))?\Z")
+PIECES_PATH = re.compile(r"v2/(pieces|missing)/([0-9a-f-]{36})/(input|result)/(\d{1,7})\Z")
+MOST_GAPS = 1000               # that one answer names
+TRANSFER_IDLE = 30             # seconds after which a transfer that is not heard of has no connections
 
 
 def files_call(act):
@@ -1425,7 +1440,7 @@ def files_call(act):
 def row_for_files(call, kind):
     """The calculation whose files a call reads, or writes. 403 if that is not this role's, 404 for files that
     are gone, 409 in another state."""
-    reading = call.method == "GET" and "offset" not in call.fields
+    reading = reads_files(call)
     remote = reading if kind == "input" else not reading         # whose side of the file this is
     call.check_role(REMOTE if remote else WORKFLOW)
     row = claimed_by_caller(call) if remote else calculation_of_caller(call)
@@ -1436,6 +1451,12 @@ def row_for_files(call, kind):
     if call.place != FILE_LIST and row["state"] == FINISHED and not call.relay.store.has_files(row):
         raise ApiError(404, FILES_GONE, why="room")
     return row
+
+
+def reads_files(call):
+    """Does a call read files? (Who asks how much of one is there writes it.)"""
+    asks = call.place == MISSING or call.place == FILE and "offset" in call.fields
+    return call.method == "GET" and not asks
 
 
 class FileCall:
@@ -1539,12 +1560,116 @@ class FileCall:
         self.relay.store.write(work, "files page")
         return {"message": "listed", "from": max(row[COUNTED[kind]], first + len(entries))}
 
+    def take_pieces(self):
+        """Pieces of a file, in any order: each that has its sum is there from then on. The answer to those
+        that make it whole comes when it is on disk and its own sum is right."""
+        first, last = self.span()
+        if self.found["done"]:
+            return self.received(True)
+        upload = self.upload(LaneUpload)
+        if not self.still_taken():
+            raise ApiError(503, "the file is not taken any more; ask again")
+        upload.let_in(self.call["transfer"])
+        try:
+            self.put_pieces(upload, first, last)
+            with upload.lock:
+                upload.check_writer(self.call["transfer"])
+                ends = upload.pieces.is_whole() and not upload.ending
+                upload.ending = upload.ending or ends
+            return self.end_pieces(upload) if ends else self.received(False)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self.relay.store.no_room(self.found["size"])
+            raise
+
+    def span(self):
+        """(first byte, first byte behind) of the pieces that a call is about, whole ones. 400 otherwise."""
+        first, size = self.call["offset"], self.found["size"]
+        last = first + self.call["size"]
+        if first % PIECE_SIZE or last > size or last % PIECE_SIZE and last != size:
+            raise ApiError(400, "pieces begin and end at multiples of %d, or at the file's end" % PIECE_SIZE)
+        return first, last
+
+    def put_pieces(self, upload, first, last):
+        """The call's body, frames of pieces, into their places."""
+        if not first:
+            check_margin(self.relay, self.found["size"])
+        read, writer = self.call.exact_reader(), self.call["transfer"]
+        for at in range(first, last, PIECE_SIZE):
+            self.call.authenticate_again()
+            try:
+                data, sum256 = read_frame(lambda count: read(self.left_for(count)),
+                                          min(PIECE_SIZE, last - at))
+            except ValueError as error:
+                raise ApiError(422, "piece at byte %d: %s" % (at, error), why="piece", offset=at)
+            with upload.lock:
+                upload.check_writer(writer)
+                upload.pieces.put(at // PIECE_SIZE, data, sum256)
+            upload.pieces.move_on(2)
+            upload.touched = time.monotonic()
+            self.relay.claims.touch(self.row)
+            self.relay.transfers.note(self.call)
+            fault("files piece")
+        if self.call.unread:
+            raise ApiError(400, "more than these pieces")
+
+    def left_for(self, count):
+        """count, if so much is left of the body. ValueError otherwise."""
+        if count > self.call.unread:
+            raise ValueError("the body ends within it")
+        return count
+
+    def end_pieces(self, upload):
+        """All pieces are there: the file goes to its place."""
+        key = self.files + (self.found["n"],)
+        try:
+            upload.pieces.move_on()
+            with open(upload.path, "rb+", buffering=0) as out:
+                self.end_upload(upload, out, self.call["transfer"])
+            return self.received(True)
+        finally:
+            with self.relay.beginning_of(key):
+                if self.relay.uploads.get(key) is upload:
+                    del self.relay.uploads[key]
+                    unlink_if_there(upload.path + SUMS)
+
+    def received(self, complete):
+        """The answer about pieces that have come."""
+        return {"message": "complete" if complete else "received", "complete": complete,
+                "lanes": self.relay.transfers.grant(self.call)}
+
+    def tell_missing(self):
+        """Which parts of a file are missing: [[first byte, first behind]], the first MOST_GAPS of them."""
+        if self.found["done"]:
+            return dict(self.received(True), missing=[])
+        upload = self.upload(LaneUpload)
+        return dict(self.received(False), missing=list(itertools.islice(upload.pieces.gaps(), MOST_GAPS)))
+
+    def give_pieces(self):
+        """Pieces of a file, as frames."""
+        first, last = self.span()
+        if not self.found["done"] or self.found["blob"] is None:
+            raise ApiError(409, "the file is not complete, or a directory", why="incomplete")
+        path, begin = self.spool(self.found["blob"]), self.found["at"]
+
+        def frames():
+            with open(path, "rb", buffering=0) as source:
+                for at in range(first, last, PIECE_SIZE):
+                    data = pread_exactly(source.fileno(), min(PIECE_SIZE, last - at), begin + at)
+                    for part in frame(data):
+                        yield part
+
+        length = last - first + -(-(last - first) // PIECE_SIZE) * FRAME_MORE
+        lanes = self.relay.transfers.grant(self.call)
+        return FileAnswer(frames, length, [("X-MI-Lanes", lanes)], 200, None,
+                          lambda: (self.relay.claims.touch(self.row), self.relay.transfers.note(self.call)))
+
     def take_piece(self):
         """Appends a piece. The answer to the last one comes when the file is on disk and its sum is right."""
         size = self.found["size"]
         if self.found["done"]:
             return {"message": "complete", "offset": size, "complete": True}
-        upload = self.upload()
+        upload = self.upload(Upload)
         if not self.still_taken():
             raise ApiError(503, "the file is not taken any more; ask again")
         with upload.lock:
@@ -1558,16 +1683,16 @@ class FileCall:
             check_margin(self.relay, size)
         try:
             with upload.lock:                          # nobody makes a part that nobody waits for
-                check_still_writer(upload, self.call)
+                upload.check_writer(self.call)
                 out = open(upload.path, "ab", buffering=0)
             with out:
                 self.append_body(upload, out)
                 with upload.lock:
                     if upload.offset < size:
                         return {"message": "received", "offset": upload.offset, "complete": False}
-                    check_still_writer(upload, self.call)
+                    upload.check_writer(self.call)
                     upload.ending = True
-                return self.end_upload(upload, out)
+                return self.end_upload(upload, out, self.call)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 self.relay.uploads.pop(self.files + (self.found["n"],), None)
@@ -1581,7 +1706,7 @@ class FileCall:
         """The body of the call behind what is there of the file, as it comes."""
         for view in self.call.body_views():
             with upload.lock:
-                check_still_writer(upload, self.call)
+                upload.check_writer(self.call)
                 if out.write(view) != len(view):
                     os.ftruncate(out.fileno(), upload.offset)        # another request may go on from here
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -1595,16 +1720,22 @@ class FileCall:
 
     def upload_offset(self):
         """How much of a file is there."""
-        offset = self.found["size"] if self.found["done"] else self.upload().offset
+        offset = self.found["size"] if self.found["done"] else self.upload(Upload).offset
         return {"message": "offset", "offset": offset, "complete": bool(self.found["done"])}
 
-    def upload(self):
-        """The Upload of a file, made from what is on disk if this process does not know it yet."""
+    def upload(self, kind):
+        """The Upload, or LaneUpload, of a file, made from what is on disk if this process does not know it
+        yet. One of the other kind ends: what it has counts as far as this one knows it."""
         key, uploads = self.files + (self.found["n"],), self.relay.uploads
-        upload = uploads.get(key)
-        if upload is None:
-            make_folder(self.folder, utf8(self.relay.store.folder))
-            upload = uploads.setdefault(key, Upload(os.path.join(self.folder, b"%06d.part" % key[2])))
+        with self.relay.beginning_of(key):
+            upload = uploads.get(key)
+            if upload is not None and type(upload) is not kind:
+                upload.end()
+                upload = None
+            if upload is None:
+                make_folder(self.folder, utf8(self.relay.store.folder))
+                upload = uploads[key] = kind(os.path.join(self.folder, b"%06d.part" % key[2]),
+                                              self.found["size"])
         upload.touched = time.monotonic()
         return upload
 
@@ -1617,7 +1748,7 @@ class FileCall:
             " c.claim IS ? AND c.manifest IS ? AND f.kind = ? AND f.n = ? AND f.done = 0", row["seq"],
             row["state"], row["claim"], row["manifest"], self.kind, self.found["n"]))
 
-    def end_upload(self, upload, out):
+    def end_upload(self, upload, out, writer):
         """All of a file is there: puts it in its place, durably, or drops it if its sum is another (422)."""
         n, size = self.found["n"], self.found["size"]
         good = upload.digest.hexdigest() == self.found["sha256"] and os.fstat(out.fileno()).st_size == size
@@ -1625,7 +1756,7 @@ class FileCall:
             os.fsync(out.fileno())
         blob = "%06d" % n
         with upload.lock:
-            check_still_writer(upload, self.call)
+            upload.check_writer(writer)
             if not good:
                 os.unlink(upload.path)
                 raise ApiError(422, "the file lacks its sha256; dropped, from 0 again", why="sum", wrong=[n],
@@ -1757,7 +1888,7 @@ class Upload:
     """A file that is arriving: how far it is, its running sum, and who writes it (the newest request
     wins)."""
 
-    def __init__(self, path):
+    def __init__(self, path, size):
         self.path = path
         self.offset = 0                                # bytes that are there
         self.digest = hashlib.sha256()                 # of them
@@ -1765,6 +1896,11 @@ class Upload:
         self.touched = time.monotonic()
         self.lock = threading.Lock()                   # of what is above, and of the file
         self.ending = False                            # somebody has all of it and puts it in its place
+        if os.path.exists(path + SUMS):                # what came in any order counts up to its first gap
+            front = min(size, Pieces(path, size).front * PIECE_SIZE)
+            if os.path.exists(path):
+                os.truncate(path, front)
+            os.unlink(path + SUMS)
         try:         # after a restart a partial file counts as far as it is there; the sum decides in the end
             with open(path, "rb") as have:
                 for data in iter(lambda: have.read(CHUNK), b""):
@@ -1773,11 +1909,87 @@ class Upload:
         except FileNotFoundError:
             pass
 
+    def check_writer(self, call):
+        """409 if a newer request writes this file, or it is not taken any more."""
+        if self.owner is not call:
+            raise ApiError(409, "a newer request writes this file", why="offset", offset=self.offset)
 
-def check_still_writer(upload, call):
-    """409 if a newer request writes this file, or it is not taken any more."""
-    if upload.owner is not call:
-        raise ApiError(409, "a newer request writes this file", why="offset", offset=upload.offset)
+    def end(self):
+        """Nobody writes it any more."""
+        with self.lock:
+            self.owner, self.ending = None, True
+
+
+class LaneUpload:
+    """A file that arrives in pieces, in any order, over several connections of one transfer (the newest
+    wins)."""
+
+    def __init__(self, path, size):
+        self.path = path
+        self.pieces = Pieces(path, size)
+        self.lock = threading.Lock()                   # of owner, former and ending, and of the file
+        self.owner = None                              # the transfer that writes
+        self.former = collections.deque((), 16)        # those before it
+        self.ending = False                            # as of an Upload
+        self.touched = time.monotonic()
+
+    @property
+    def digest(self):
+        """The running sum."""
+        return self.pieces.digest
+
+    def let_in(self, transfer):
+        """A transfer begins, or goes on. 503 while the file is put in its place, 409 if a newer one
+        writes."""
+        with self.lock:
+            if self.ending:
+                raise ApiError(503, "the file is being completed; ask again")
+            if transfer in self.former:
+                raise ApiError(409, "a newer transfer writes this file", why="transfer")
+            if transfer != self.owner:
+                self.former.append(self.owner)
+                self.owner = transfer
+
+    def check_writer(self, transfer):
+        """409 if a newer transfer writes this file, or it is not taken any more."""
+        if self.owner != transfer:
+            raise ApiError(409, "a newer transfer writes this file", why="transfer")
+
+    end = Upload.end
+
+
+class Transfers:
+    """Over how many connections those may go on who move pieces now."""
+
+    def __init__(self, relay):
+        self.relay = relay
+        self.lock = threading.Lock()
+        self.heard = {}                                # {key of a token: {transfer: when it was heard of}}
+
+    def note(self, call):
+        """It goes on."""
+        now = time.monotonic()
+        with self.lock:
+            mine = self.heard.setdefault(call.caller.key, collections.OrderedDict())
+            mine.pop(call["transfer"], None)
+            mine[call["transfer"]] = now
+            if len(mine) > 1000:                       # who gives each call another name has no more of it
+                mine.popitem(last=False)
+
+    def grant(self, call):
+        """How many connections this call's transfer may use: its part of lanes_per_token, and of the workers
+        that move data (of those, half is for what goes over one connection)."""
+        self.note(call)
+        limits, now = self.relay.conf["limits"], time.monotonic()
+        with self.lock:
+            for key, mine in list(self.heard.items()):
+                while mine and now - next(iter(mine.values())) > TRANSFER_IDLE:
+                    mine.popitem(last=False)
+                if not mine:
+                    del self.heard[key]
+            mine = len(self.heard[call.caller.key])
+            share = limits["workers"] * 3 // 8 // len(self.heard)
+            return max(1, min(limits["lanes_per_token"], share) // mine)
 
 
 def write_gathered(out, placed):
@@ -3899,7 +4111,9 @@ class Relay:
         self.board = Board(self)
         self.lengths = {}                              # see Facts.runs()
         self.sweeper = Sweeper(self)
-        self.uploads = {}                              # {(seq, kind, n): Upload}
+        self.uploads = {}                              # {(seq, kind, n): Upload or LaneUpload}
+        self.beginning = [threading.Lock() for _number in range(16)]      # see beginning_of()
+        self.transfers = Transfers(self)
         self.placing = threading.Lock()                # files of a result are put in their place
         self.nothing = {}                         # {key of a site and user: events when nothing waited there}
         self.instance = self.read_instance()
@@ -3927,13 +4141,16 @@ class Relay:
         """True where a gateway in front has checked the tokens."""
         return self.conf["Server"]["auth"] == "gateway"
 
+    def beginning_of(self, key):
+        """The lock under which a file's upload is made, and removed."""
+        return self.beginning[hash(key) % len(self.beginning)]
+
     def forget_uploads(self, seq):
         """Ends a calculation's running uploads, after it is on disk that nothing more is taken for them."""
         for key in [key for key in list(self.uploads) if key[0] == seq]:
             upload = self.uploads.pop(key, None)
             if upload is not None:
-                with upload.lock:
-                    upload.owner, upload.ending = None, True
+                upload.end()
 
     def tidy_spool(self, row, *kinds):
         """Nothing more is taken for this calculation's present files: what none of them is in goes, such
@@ -5256,14 +5473,13 @@ class Connection:
 
     def send_spool(self, spool, keep, min_rate):
         """The answer from files; the connection is dropped if the client takes it too slowly.
-        Segments are [(path, place, length)], or a function that gives the chunks of a JSON answer."""
-        text = callable(spool.segments)
-        kind = JSON_TYPE if text else "application/octet-stream"
+        Segments are [(path, place, length)], or a function that gives the chunks."""
         self.sock.settimeout(STALL)
-        self.sock.sendall(answer_head(spool.status, kind, spool.length, keep, spool.headers))
+        self.sock.sendall(answer_head(spool.status, spool.kind, spool.length, keep, spool.headers))
         told, pace = time.monotonic(), Pace(min_rate)
         try:
-            for chunk in spool.segments() if text else self.spool_chunks(spool):
+            made = callable(spool.segments)
+            for chunk in spool.segments() if made else self.spool_chunks(spool):
                 left = memoryview(chunk)
                 while left:
                     # no more: a slow client takes this much within STALL
@@ -5372,6 +5588,11 @@ class Call(Fields):
         if found:
             self.parts = found.groups()
             self.place = {None: FILE_LIST, "pack": FILE_PACK}.get(self.parts[2], FILE)
+            return "files"
+        found = PIECES_PATH.match(name)
+        if found:
+            self.parts = found.groups()[1:]
+            self.place = PIECES if found.group(1) == "pieces" else MISSING
             return "files"
         return name if name.split("/")[0] != "files" else ""
 
@@ -5644,9 +5865,10 @@ def wrong_listener(server):
 
 def wrong_limits(limits):
     """What is wrong with [limits], or an empty text."""
-    least = {"workers": 4, "max_body": 64 << 10, "connections": 16, "min_rate": 1}
+    least = {"workers": 4, "max_body": 64 << 10, "connections": 16, "min_rate": 1, "lanes_per_token": 1}
     if any(limits[key] < number for key, number in least.items()):
-        return _("[limits] workers must be at least 4, max_body 64K, connections 16, min_rate 1")
+        return _("[limits] workers must be at least 4, max_body 64K, connections 16, min_rate 1,"
+                 " lanes_per_token 1")
     return ""
 
 
@@ -7641,7 +7863,7 @@ def v1_stream(call, row, kind, entry, wrap, then=None):
                       " NULL ORDER BY n", row["seq"], kind)
     length, chunks = json_with_files(lambda mark: wrap({found["name"]: entry(mark) for found in rows}), [
         (store.spool(row["accept_id"], kind, found["blob"]), found["at"], found["size"]) for found in rows])
-    return FileAnswer(chunks, length, [], 200, then)
+    return FileAnswer(chunks, length, [], 200, then, None, JSON_TYPE)
 
 
 def v1_cancel(call):
@@ -8288,6 +8510,118 @@ def declared_matcher(names, patterns):
     asked = set(patterns)                              # an empty directory is there as its own pattern, too
     return lambda name: nfc_parts(name) in wanted or name in asked or any(one.match("/".join(nfc_parts(name)))
                                                                           for one in found)
+# ==== end shared ====
+
+
+# ==== shared: pieces ====
+# A file that comes in pieces, in any order, over several connections. Over the line a piece is a frame: its
+# form (one byte, 0: as it is), the length of its data (four bytes, big-endian), the data, its sha256.
+PIECE_SIZE = 1 << 20           # bytes; the last piece of a file may be shorter
+FRAME_MORE = 5 + 32            # bytes of a frame beside its data
+SUMS = b".sums"                # behind the path of a file: the sums of its pieces
+
+
+def frame(data):
+    """The chunks of a piece's frame."""
+    import hashlib
+    return b"\0" + len(data).to_bytes(4, "big"), data, hashlib.sha256(data).digest()
+
+
+def read_frame(read, size):
+    """(the bytes, their sha256) of the piece of size bytes that comes next; read(count): so many bytes.
+    ValueError if it is none, or has another sum."""
+    import hashlib
+    head = bytes(read(5))
+    if head != b"\0" + size.to_bytes(4, "big"):
+        raise ValueError("no frame of a piece of %d bytes" % size)
+    data, sum256 = read(size), bytes(read(32))
+    if hashlib.sha256(data).digest() != sum256:
+        raise ValueError("its sum is another")
+    return data, sum256
+
+
+def pread_exactly(fd, length, at):
+    """length bytes of a file from byte `at` on. OSError if it has fewer."""
+    data = os.pread(fd, length, at)
+    while len(data) < length:
+        more = os.pread(fd, length - len(data), at + len(data))
+        if not more:
+            raise OSError(errno.EIO, "the file is short")
+        data += more
+    return data
+
+
+class Pieces:
+    """A file of `size` bytes at path (bytes) that comes in pieces. The sums of those that are there stand in
+    path + SUMS, 32 bytes for each, and are compared when a process takes it up again. digest: of all pieces
+    before number `front`."""
+
+    def __init__(self, path, size):
+        import hashlib
+        self.path = path
+        self.size = size
+        self.have = bytearray(-(-size // PIECE_SIZE))  # of each piece: 1 if it is there
+        self.front = 0
+        self.digest = hashlib.sha256()
+        self.moving = threading.Lock()                 # of front and digest
+        if os.path.exists(path):
+            self.look_again()
+
+    def look_again(self):
+        """What is there from before. (A file that has come otherwise has no sums: all that is there
+        counts.)"""
+        import hashlib
+        came = not os.path.exists(self.path + SUMS)
+        with open(self.path, "rb", 0) as part, open(self.path + SUMS, "ab+", 0) as sums:
+            there = os.fstat(part.fileno()).st_size
+            for number in range(len(self.have)):
+                at = number * PIECE_SIZE
+                noted = b"" if came else os.pread(sums.fileno(), 32, 32 * number)
+                if min(at + PIECE_SIZE, self.size) > there or not (came or noted.strip(b"\0")):
+                    continue
+                data = pread_exactly(part.fileno(), min(PIECE_SIZE, self.size - at), at)
+                found = hashlib.sha256(data).digest()
+                if came:
+                    sums.write(found)
+                self.have[number] = came or found == noted
+                if number == self.front and self.have[number]:
+                    self.digest.update(data)
+                    self.front += 1
+
+    def put(self, number, data, sum256):
+        """A piece that has its sum has come. One that is there already stays as it is. One at a time."""
+        if not self.have[number]:
+            for path, at, part in ((self.path, number * PIECE_SIZE, data),
+                                   (self.path + SUMS, 32 * number, sum256)):
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+                try:
+                    if os.pwrite(fd, part, at) != len(part):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+                finally:
+                    os.close(fd)
+            self.have[number] = 1
+
+    def move_on(self, most=None):
+        """Takes up to `most` pieces (None: all) that follow the front into the digest."""
+        with self.moving:
+            end = self.front + (len(self.have) if most is None else most)
+            while self.front < min(end, len(self.have)) and self.have[self.front]:
+                at = self.front * PIECE_SIZE
+                with open(self.path, "rb", 0) as part:
+                    self.digest.update(pread_exactly(part.fileno(), min(PIECE_SIZE, self.size - at), at))
+                self.front += 1
+
+    def is_whole(self):
+        """Are all pieces there?"""
+        return 0 not in self.have
+
+    def gaps(self):
+        """(first byte, first behind) of what is missing, one after the other."""
+        at = self.have.find(0)
+        while at >= 0:
+            end = self.have.find(1, at)
+            yield at * PIECE_SIZE, self.size if end < 0 else end * PIECE_SIZE
+            at = -1 if end < 0 else self.have.find(0, end)
 # ==== end shared ====
 
 
@@ -9631,6 +9965,7 @@ INI_KEYS = {                   # {section: {key: (kind, default, meaning)}}: wha
         "connections": (int, 12000, "open at once"),
         "unauthenticated_per_address": (int, 64, "connections that have shown no token yet"),
         "parked_per_token": (int, 200, "calls that wait for news"),
+        "lanes_per_token": (int, 16, "connections at once for the large files of its transfers; 1: one each"),
         "workers": (int, 32, "threads that run the calls"),
         "handshake": (seconds, 10.0, "for TLS"),
         "headers": (seconds, 10.0, "for a request's head"),
@@ -11229,8 +11564,8 @@ JA = {
     "[Server] operators is for auth = gateway; here: token issue USER --roles operator":
         "[Server] operators は auth = gateway のときだけのものです。ここでは token issue USER --roles operator としてください",
     "[Server] client_ca needs certfile and keyfile": "[Server] client_ca には certfile と keyfile が必要です",
-    "[limits] workers must be at least 4, max_body 64K, connections 16, min_rate 1":
-        "[limits] workers は 4、max_body は 64K、connections は 16、min_rate は 1 以上にしてください",
+    "[limits] workers must be at least 4, max_body 64K, connections 16, min_rate 1, lanes_per_token 1":
+        "[limits] workers は 4、max_body は 64K、connections は 16、min_rate と lanes_per_token は 1 以上にしてください",
     "[Server] portnumber = %d: is not a port": "[Server] portnumber = %d: ポート番号ではありません",
     "[Server] ipaddress = %s: plain http beyond this host would show tokens to the network; set certfile"
     " and keyfile, or, behind a gateway that does the TLS, auth = gateway with trusted_proxies (or"

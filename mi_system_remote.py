@@ -55,6 +55,7 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: batch                 the same through a batch system
   shared: names                 names of files: checked by every receiver
   shared: wire                  the relay's client
+  shared: pieces                files that come in pieces, in any order
   shared: stream                fielded bodies, which hold whole files, pass as streams
   shared: reach                 `check` of the way to the relay, and `login`
   shared: cause                 why a calculation is where it is, for people
@@ -7146,6 +7147,118 @@ def pack_chunks(files):
             chunk = bytearray()
     yield chunk
 
+# ==== end shared ====
+
+
+# ==== shared: pieces ====
+# A file that comes in pieces, in any order, over several connections. Over the line a piece is a frame: its
+# form (one byte, 0: as it is), the length of its data (four bytes, big-endian), the data, its sha256.
+PIECE_SIZE = 1 << 20           # bytes; the last piece of a file may be shorter
+FRAME_MORE = 5 + 32            # bytes of a frame beside its data
+SUMS = b".sums"                # behind the path of a file: the sums of its pieces
+
+
+def frame(data):
+    """The chunks of a piece's frame."""
+    import hashlib
+    return b"\0" + len(data).to_bytes(4, "big"), data, hashlib.sha256(data).digest()
+
+
+def read_frame(read, size):
+    """(the bytes, their sha256) of the piece of size bytes that comes next; read(count): so many bytes.
+    ValueError if it is none, or has another sum."""
+    import hashlib
+    head = bytes(read(5))
+    if head != b"\0" + size.to_bytes(4, "big"):
+        raise ValueError("no frame of a piece of %d bytes" % size)
+    data, sum256 = read(size), bytes(read(32))
+    if hashlib.sha256(data).digest() != sum256:
+        raise ValueError("its sum is another")
+    return data, sum256
+
+
+def pread_exactly(fd, length, at):
+    """length bytes of a file from byte `at` on. OSError if it has fewer."""
+    data = os.pread(fd, length, at)
+    while len(data) < length:
+        more = os.pread(fd, length - len(data), at + len(data))
+        if not more:
+            raise OSError(errno.EIO, "the file is short")
+        data += more
+    return data
+
+
+class Pieces:
+    """A file of `size` bytes at path (bytes) that comes in pieces. The sums of those that are there stand in
+    path + SUMS, 32 bytes for each, and are compared when a process takes it up again. digest: of all pieces
+    before number `front`."""
+
+    def __init__(self, path, size):
+        import hashlib
+        self.path = path
+        self.size = size
+        self.have = bytearray(-(-size // PIECE_SIZE))  # of each piece: 1 if it is there
+        self.front = 0
+        self.digest = hashlib.sha256()
+        self.moving = threading.Lock()                 # of front and digest
+        if os.path.exists(path):
+            self.look_again()
+
+    def look_again(self):
+        """What is there from before. (A file that has come otherwise has no sums: all that is there
+        counts.)"""
+        import hashlib
+        came = not os.path.exists(self.path + SUMS)
+        with open(self.path, "rb", 0) as part, open(self.path + SUMS, "ab+", 0) as sums:
+            there = os.fstat(part.fileno()).st_size
+            for number in range(len(self.have)):
+                at = number * PIECE_SIZE
+                noted = b"" if came else os.pread(sums.fileno(), 32, 32 * number)
+                if min(at + PIECE_SIZE, self.size) > there or not (came or noted.strip(b"\0")):
+                    continue
+                data = pread_exactly(part.fileno(), min(PIECE_SIZE, self.size - at), at)
+                found = hashlib.sha256(data).digest()
+                if came:
+                    sums.write(found)
+                self.have[number] = came or found == noted
+                if number == self.front and self.have[number]:
+                    self.digest.update(data)
+                    self.front += 1
+
+    def put(self, number, data, sum256):
+        """A piece that has its sum has come. One that is there already stays as it is. One at a time."""
+        if not self.have[number]:
+            for path, at, part in ((self.path, number * PIECE_SIZE, data),
+                                   (self.path + SUMS, 32 * number, sum256)):
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+                try:
+                    if os.pwrite(fd, part, at) != len(part):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+                finally:
+                    os.close(fd)
+            self.have[number] = 1
+
+    def move_on(self, most=None):
+        """Takes up to `most` pieces (None: all) that follow the front into the digest."""
+        with self.moving:
+            end = self.front + (len(self.have) if most is None else most)
+            while self.front < min(end, len(self.have)) and self.have[self.front]:
+                at = self.front * PIECE_SIZE
+                with open(self.path, "rb", 0) as part:
+                    self.digest.update(pread_exactly(part.fileno(), min(PIECE_SIZE, self.size - at), at))
+                self.front += 1
+
+    def is_whole(self):
+        """Are all pieces there?"""
+        return 0 not in self.have
+
+    def gaps(self):
+        """(first byte, first behind) of what is missing, one after the other."""
+        at = self.have.find(0)
+        while at >= 0:
+            end = self.have.find(1, at)
+            yield at * PIECE_SIZE, self.size if end < 0 else end * PIECE_SIZE
+            at = -1 if end < 0 else self.have.find(0, end)
 # ==== end shared ====
 
 

@@ -33,7 +33,7 @@ def calls(relay, before):
     """The calls, by whom they may be made, and what they read."""
     rows = ["| version | GET | anybody | no | |"]
     for (method, name), route in relay.ROUTES.items():
-        who = ", ".join([route.role] + sorted(route.also)) if route.role else "see 2.8" if name.startswith("files/") else "anybody"
+        who = ", ".join([route.role] + sorted(route.also)) if route.role else "see 2.8" if "ID/KIND" in name else "anybody"
         fields = " ".join(field if field in route.needed else "[%s]" % field for field in route.fields)
         rows.append("| %s | %s | %s | %s | %s|" % (name, method, who, "yes" if name in relay.V1 else "no", fields + " " if fields else ""))
     return rows

@@ -1,0 +1,235 @@
+"""Large files over several connections at once: pieces in any order, each with its sum, one transfer's nonce; whole, or not at all."""
+import json
+import os
+import random
+import threading
+
+import pytest
+import suite
+from test_files_on_the_wire import add, claimed, info, offset_of
+
+relay = suite.module("mi_dicomapi.py")
+PIECE = relay.PIECE_SIZE
+SIZE = 5 * PIECE + 1000
+
+
+def frames(data, first=0, last=None):
+    """The frames of data[first:last] as a body."""
+    return b"".join(part for at in range(first, len(data) if last is None else last, PIECE)
+                    for part in relay.frame(data[at:min(at + PIECE, len(data) if last is None else last)]))
+
+
+class Writer:
+    """Who sends the one input of a calculation in pieces."""
+
+    def __init__(self, world, data=None, transfer="a transfer"):
+        self.world, self.client = world, world.client()
+        self.data = os.urandom(SIZE) if data is None else data
+        self.transfer = transfer
+        self.accept_id = add(self.client, info(inputs={"in.bin": self.data}))
+
+    def words(self, **more):
+        return "&".join("%s=%s" % pair for pair in dict({"v": 2, "transfer": self.transfer}, **more).items()).replace(" ", "%20")
+
+    def post(self, first, last, body=None, client=None, number=0, **more):
+        """(status, the answer) to the pieces first .. last (numbers)."""
+        first, last = first * PIECE, min(last * PIECE, len(self.data))
+        words = self.words(**dict({"offset": first, "size": last - first}, **more))
+        return (client or self.client).call("POST", "v2/pieces/%s/input/%d?%s" % (self.accept_id, number, words),
+                                            body=frames(self.data, first, last) if body is None else body)
+
+    def missing(self):
+        found = self.client.ok("GET", "v2/missing/%s/input/0?%s" % (self.accept_id, self.words()))
+        return [[first // PIECE, -(-last // PIECE)] for first, last in found["missing"]], found["complete"]
+
+    def arrived(self):
+        """What is handed out of it."""
+        self.client.ok("POST", "allow-wait-calc", {"v": 2, "accept_id": self.accept_id})
+        accept_id, claim = self.client.claim()
+        assert accept_id == self.accept_id
+        status, got, headers = self.client.raw("GET", "files/%s/input/0?v=2&claim=%s" % (accept_id, claim))
+        assert status == 200
+        return got, claim
+
+
+def part_of(writer, name="000000.part"):
+    return os.path.join(writer.world.state, "spool", writer.accept_id[:2], writer.accept_id, "in", name)
+
+
+# ---- the relay takes pieces in any order
+
+def test_pieces_may_come_in_any_order_and_the_file_is_whole_with_the_last_of_them(world):
+    writer = Writer(world)
+    assert writer.missing() == ([[0, 6]], False)
+    for first, last, left in ((5, 6, [[0, 5]]), (1, 3, [[0, 1], [3, 5]]), (0, 1, [[3, 5]]), (2, 4, [[4, 5]])):
+        status, found = writer.post(first, last)
+        assert (status, found["complete"], found["message"]) == (200, False, "received") and 1 <= found["lanes"] <= 16
+        assert writer.missing() == (left, False)
+    status, found = writer.post(4, 5)
+    assert (status, found["complete"]) == (200, True)
+    assert writer.missing() == ([], True) and writer.post(0, 6)[1]["complete"], "asked twice, answered alike"
+    assert not os.path.exists(part_of(writer)) and not os.path.exists(part_of(writer, "000000.part.sums"))
+    assert writer.arrived()[0] == writer.data
+
+
+HOSTILE = {
+    "a place within a piece": (400, lambda one: one.post(1, 2, offset=PIECE + 1)),
+    "an end within a piece": (400, lambda one: one.post(1, 2, size=PIECE - 1)),
+    "behind the end": (400, lambda one: one.post(5, 6, size=1001)),
+    "far behind the end": (400, lambda one: one.post(5, 6, offset=(1 << 50) // PIECE * PIECE)),
+    "a negative place": (400, lambda one: one.post(1, 2, offset=-PIECE)),
+    "a negative size": (400, lambda one: one.post(1, 2, size=-PIECE)),
+    "no size": (400, lambda one: one.post(1, 2, size="")),
+    "no transfer": (400, lambda one: one.post(1, 2, transfer="")),
+    "a transfer that is too short": (400, lambda one: one.post(1, 2, transfer="x")),
+    "another sum": (422, lambda one: one.post(1, 2, frames(one.data, PIECE, 2 * PIECE)[:-1] + b"x")),
+    "other bytes": (422, lambda one: one.post(1, 2, relay.frame(one.data[PIECE:2 * PIECE])[0] + bytes(PIECE) + frames(one.data, PIECE, 2 * PIECE)[-32:])),
+    "a shorter frame": (422, lambda one: one.post(1, 2, b"".join(relay.frame(one.data[PIECE:2 * PIECE - 1])))),
+    "a longer frame": (422, lambda one: one.post(1, 2, b"".join(relay.frame(one.data[PIECE:2 * PIECE + 1])))),
+    "a frame of 4 GiB": (422, lambda one: one.post(1, 2, b"\0\xff\xff\xff\xff" + bytes(1000))),
+    "another form": (422, lambda one: one.post(1, 2, b"\x7f" + frames(one.data, PIECE, 2 * PIECE)[1:])),
+    "half a frame": (422, lambda one: one.post(1, 2, frames(one.data, PIECE, 2 * PIECE)[:1000])),
+    "nothing": (422, lambda one: one.post(1, 2, b"")),
+    "another file": (404, lambda one: one.post(1, 2, number=7)),
+    "a result": (409, lambda one: one.client.call("POST", "v2/pieces/%s/result/0?%s&claim=x" % (one.accept_id, one.words(offset=0, size=0)), body=b"")),
+    "another's token": (404, lambda one: one.post(1, 2, client=one.world.client(one.world.issue("other")))),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_piece_that_is_not_as_it_must_be_changes_nothing(world, what):
+    writer, (status, act) = Writer(world), HOSTILE[what]
+    assert writer.post(0, 1)[0] == 200
+    assert act(writer)[0] == status
+    assert writer.missing() == ([[1, 6]], False)
+    assert os.path.getsize(part_of(writer)) == PIECE
+    assert writer.post(1, 6)[1]["complete"] and writer.arrived()[0] == writer.data
+
+
+def test_what_follows_a_bad_piece_in_one_request_is_not_taken_and_what_precedes_it_is(world):
+    writer = Writer(world)
+    body = bytearray(frames(writer.data))
+    body[2 * (PIECE + relay.FRAME_MORE) + 100] ^= 1
+    status, found = writer.post(0, 6, bytes(body))
+    assert (status, found["why"], found["offset"]) == (422, "piece", 2 * PIECE)
+    assert writer.missing() == ([[2, 6]], False)
+
+
+def test_the_newest_transfer_of_a_file_wins_and_all_its_lanes_write(world):
+    writer = Writer(world)
+    assert writer.post(0, 1)[0] == 200
+    writer.transfer = "a newer one"
+    assert writer.post(1, 2)[0] == writer.post(3, 4, client=world.client())[0] == 200
+    status, found = writer.post(4, 5, transfer="a transfer")
+    assert (status, found["why"]) == (409, "transfer")
+    assert writer.missing() == ([[2, 3], [4, 6]], False)
+    assert writer.post(2, 6)[1]["complete"] and writer.arrived()[0] == writer.data
+
+
+def test_a_file_whose_pieces_are_right_and_whose_own_sum_is_not_is_dropped_as_a_whole(world):
+    writer = Writer(world)
+    good, writer.data = writer.data, os.urandom(SIZE)
+    assert writer.post(1, 6)[0] == 200
+    status, found = writer.post(0, 1)
+    assert (status, found["why"], found["wrong"]) == (422, "sum", [0])
+    assert writer.missing() == ([[0, 6]], False)
+    writer.data = good
+    assert writer.post(0, 6)[1]["complete"] and writer.arrived()[0] == good
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_many_lanes_at_once_leave_a_whole_file(world, turn):
+    writer, roll = Writer(world, os.urandom(20 * PIECE + 5)), random.Random(turn)
+    todo = list(range(21)) * 2
+    roll.shuffle(todo)
+    found, lock = [], threading.Lock()
+
+    def lane():
+        client = world.client()
+        while True:
+            with lock:
+                if not todo:
+                    return
+                number = todo.pop()
+            status, answer = writer.post(number, number + 1, client=client)
+            while status == 503:                       # it is being put in its place
+                status, answer = writer.post(number, number + 1, client=client)
+            found.append((status, answer["complete"]))
+
+    threads = [threading.Thread(target=lane) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 42 and {status for status, complete in found} == {200} and any(complete for status, complete in found)
+    assert writer.arrived()[0] == writer.data
+
+
+@pytest.mark.parametrize("hurt", ["nothing", "a piece", "its sum", "the end of the sums", "all sums", "the part is shorter"])
+def test_after_kill_9_each_piece_that_is_right_counts_and_no_other_does(make_world, hurt):
+    world = make_world(tls=False, commands=["hello"]).start()
+    writer = Writer(world)
+    assert writer.post(0, 2)[0] == writer.post(3, 4)[0] == writer.post(5, 6)[0] == 200
+    world.relay.kill()
+    part, sums = part_of(writer), part_of(writer, "000000.part.sums")
+    left = {"nothing": [[2, 3], [4, 5]], "a piece": [[0, 1], [2, 3], [4, 5]], "its sum": [[0, 1], [2, 3], [4, 5]], "the end of the sums": [[2, 3], [4, 6]],
+            "all sums": [[0, 6]], "the part is shorter": [[2, 3], [4, 6]]}[hurt]
+    if hurt in ("a piece", "its sum"):
+        with open(part if hurt == "a piece" else sums, "r+b") as out:
+            out.seek(10)
+            out.write(b"torn")
+    elif hurt == "the end of the sums":
+        os.truncate(sums, 5 * 32 + 7)
+    elif hurt == "all sums":
+        os.truncate(sums, 0)
+    elif hurt == "the part is shorter":
+        os.truncate(part, 5 * PIECE + 10)
+    writer.client = world.start().client()
+    assert writer.missing() == (left, False)
+    for first, last in left:
+        status, found = writer.post(first, last)
+        assert status == 200
+    assert found["complete"] and writer.arrived()[0] == writer.data
+
+
+# ---- one way and the other
+
+def test_pieces_go_on_where_a_transfer_of_before_stopped_and_it_goes_on_up_to_their_first_gap(world):
+    writer = Writer(world)
+    target = "files/%s/input/0?v=2&" % writer.accept_id
+    writer.client.ok("POST", target + "offset=0", body=writer.data[:2 * PIECE + 777])
+    assert writer.missing() == ([[2, 6]], False)
+    assert writer.post(4, 6)[0] == writer.post(2, 3)[0] == 200
+    assert offset_of(writer.client, target) == (3 * PIECE, False)
+    assert writer.missing() == ([[3, 6]], False)
+    assert offset_of(writer.client, target) == (3 * PIECE, False)
+    assert writer.client.ok("POST", target + "offset=%d" % (3 * PIECE), body=writer.data[3 * PIECE:])["complete"]
+    assert writer.arrived()[0] == writer.data
+
+
+# ---- the relay gives pieces
+
+def test_pieces_are_given_as_frames_from_wherever_they_are_asked_for(world):
+    client, accept_id, claim = claimed(world, inputs={"in.bin": os.urandom(SIZE)}, step="")
+    whole = client.raw("GET", "files/%s/input/0?v=2&claim=%s" % (accept_id, claim))[1]
+    target = "v2/pieces/%s/input/0?v=2&claim=%s&transfer=12345678&" % (accept_id, claim)
+    for first, last in ((0, 6), (3, 4), (5, 6), (1, 5)):
+        first, last = first * PIECE, min(last * PIECE, SIZE)
+        status, got, headers = client.raw("GET", target + "offset=%d&size=%d" % (first, last - first))
+        assert (status, headers["Content-Type"]) == (200, "application/octet-stream") and got == frames(whole, first, last)
+        assert 1 <= int(headers["X-MI-Lanes"]) <= 16
+    for words in ("offset=1&size=%d" % PIECE, "offset=0&size=1", "offset=0&size=%d" % (SIZE + 1), "offset=%d&size=%d" % (5 * PIECE, PIECE), "offset=0"):
+        assert client.raw("GET", target + words)[0] == 400, words
+    for words, code in (("claim=1.x", 409), ("v=2", 400)):
+        status, first = client.call("GET", "v2/pieces/%s/input/0?%s&transfer=12345678&offset=0&size=%d" % (accept_id, words, PIECE))
+        assert status == code, first
+
+
+def test_the_relay_shares_its_lanes_between_those_who_move_something(make_world):
+    world = make_world(tls=False, commands=["hello"], ini="[limits]\nlanes_per_token = 10\n").start()
+    first = Writer(world)
+    alone = first.post(0, 1)[1]["lanes"]
+    assert alone == 10
+    second = Writer(world, transfer="another one")
+    assert second.post(0, 1)[1]["lanes"] == first.post(1, 2)[1]["lanes"] == alone // 2
+    assert json.loads(world.client().raw("GET", "version")[1].decode())["lanes"] == 10
