@@ -8842,9 +8842,9 @@ def told_cause(answer):
         value = answer.get(key)
         return value if type(value) in (int, float) and 0 <= value < 1 << 32 else None
 
-    found = {key: when(key) for key in ("since", "until", "ahead", "runs", "run_from", "run_to")}
+    found = {"code": text("cause")}
     found.update((key, text(key)) for key in ("who", "site", "sentence", "command", "changes", "long"))
-    found["code"] = text("cause")
+    found.update((key, when(key)) for key in ("since", "until", "ahead", "runs", "run_from", "run_to"))
     return dict(found, age=max(0, round((when("now") or 0) - (when("seen") or when("now") or 0))))
 
 

@@ -3,11 +3,13 @@ import json
 import os
 import re
 import sqlite3
+import subprocess
 import threading
 import time
 
 import pytest
 
+import batch_stand_in
 import suite
 from fake_relay import ACCEPT_ID, Fake
 from suite import SITE, USER, entry, wait_until
@@ -22,22 +24,26 @@ class Asker:
     """Asks one world for causes."""
 
     def __init__(self, world):
-        self.world, self.client, self.number = world, world.client(), 0
+        self.world, self.client, self.number, self.slowest = world, world.client(), 0, 0.0
 
     def register(self, command="do", site=SITE, allow=True, **info):
         self.number += 1
         info = dict({"command": command, "remote-site": site, "parameters": "", "parameter_files": {}, "result_files": {}}, **info)
         return self.client.ok("POST", "add-calcinfo", {"v": 2, "request_id": "r%d; ls" % self.number, "calc-info": info, "allow": allow})["accept_id"]
 
-    def becomes(self, accept_id, code, who, command=None):
-        """Waits until that is the cause; who acts, and what he types, are right. The answer."""
+    def becomes(self, accept_id, code, who, command=None, after=None):
+        """Waits until that is the cause; who acts, and what he types, are right. The answer. after: the time.monotonic() of what has changed it:
+        that was not two seconds ago, but for what this machine takes for everything (the slowest answer yet)."""
         seen = set()
 
         def look():
+            begun = time.monotonic()
             found = self.client.ok("GET", "v2/explain", {"v": 2, "accept_id": accept_id})
+            self.slowest = max(self.slowest, time.monotonic() - begun)
             seen.add(found["cause"])
             return found if found["cause"] == code else None
         found = wait_until(look, 15, (code, seen))
+        assert after is None or time.monotonic() - after < 2 + 30 * self.slowest, (code, time.monotonic() - after, self.slowest)
         assert found["who"] == who and (command is None or found["command"] == command), found
         assert found["sentence"]["en"] and found["sentence"]["ja"] != found["sentence"]["en"] and "%(" not in str(found), found
         assert bool(found["command"]) == (who != "nobody"), found
@@ -73,7 +79,8 @@ def test_a_poller_and_whatever_keeps_it_from_taking_a_calculation(ask):
     assert "bob" not in json.dumps(found)
     assert json.loads(suite.run("mi_dicomapi.py", "explain", waits[:8], "--json", "--ini", world.ini).stdout)["users"] == ["bob"]
     suite.run("mi_dicomapi.py", "maintenance", "on", "--reason", "new disk", "--ini", world.ini)
-    assert "new disk" in ask.becomes(waits, "maintenance", "operator", "mi_dicomapi.py maintenance off")["sentence"]["ja"]
+    found = ask.becomes(waits, "maintenance", "operator", "mi_dicomapi.py maintenance off", after=time.monotonic())
+    assert "new disk" in found["sentence"]["ja"]
     suite.run("mi_dicomapi.py", "maintenance", "off", "--ini", world.ini)
 
     token = world.issue(USER)
@@ -98,7 +105,7 @@ def test_a_poller_and_whatever_keeps_it_from_taking_a_calculation(ask):
     assert "2 of 2" in ask.becomes(waits, "busy", "nobody")["sentence"]["en"]
     ask.here(waits, "busy", "nobody")
     poller.kill()
-    ask.becomes(waits, "silent", "admin")
+    ask.becomes(waits, "silent", "admin", after=time.monotonic())
     ask.becomes(runs[0], "out-of-contact", "admin")
     ask.here(runs[0], "not-running", "admin")
     drains = world.poller(DO, token=token, words=("poll", "--drain"))
@@ -126,6 +133,64 @@ def test_a_poller_and_whatever_keeps_it_from_taking_a_calculation(ask):
     ask.becomes(ask.register("unlisted"), "refused", "admin")
     ask.client.ok("POST", "finish", {"v": 2, "accept_id": runs[1]})
     ask.becomes(runs[1], "fetched", "nobody")
+
+
+def test_what_is_too_large_in_a_batch_queue_or_just_taken_is_so_for_real(make_world, disk_of, tmp_path):
+    disk, go = disk_of("12m"), str(tmp_path / "go")
+    ask = Asker(make_world(tls=False, commands=["do", "batched"], ini="[times]\nwait = 1s\n").start())
+    path = batch_stand_in.install(str(tmp_path / "pbs"), "openpbs")
+    system = batch_stand_in.System(str(tmp_path / "pbs"), "openpbs")
+    open(system.path("held"), "w").close()
+    batched = "argv = /bin/true\nmatch = batched\nbatch = pbs\nbatch_poll = 0.3s\nenv.PATH = %s:%s\n" % (path, os.environ["PATH"])
+    folder, ini = ask.world.poller(dict(DO, batched=batched), start=False, ini="jobs = 3\n")
+    with open(ini, encoding="utf-8") as text:
+        changed = text.read().replace(os.path.join(folder, "base"), str(disk / "base"))
+    with open(ini, "w", encoding="utf-8") as out:
+        out.write(changed)
+    ask.world.pollers.append(suite.Process("mi_system_remote.py", ["poll", "--ini", ini], folder, env=suite.clean_env(
+        MI_FAULT="hold Carrier.carry_out " + go)))
+    large = ask.client.register("do", inputs={"do": bytes(15000000)})
+    found = ask.becomes(large, "too-large", "admin", "mi_system_remote.py check")
+    assert "15 MB" in found["sentence"]["en"], found
+    ask.here(large, "too-large", "admin")
+    queued = ask.client.register("batched")
+    wait_until(lambda: "resource" in ask.becomes(queued, "queued", "admin", "mi_system_remote.py show " + queued)["sentence"]["en"], 15)
+    ask.here(queued, "queued", "admin")
+    os.unlink(system.path("held"))
+    ask.becomes(queued, "unfetched", "starter")
+    open(go + ".armed", "w").close()
+    taken = ask.client.register("do", inputs={"do": b"true"})
+    ask.becomes(taken, "taken", "nobody")
+    ask.here(taken, "taken", "nobody")
+    open(go, "w").close()
+    ask.becomes(taken, "unfetched", "starter")
+    subprocess.run(["mount", "-o", "remount,size=100m", str(disk)] if os.geteuid() == 0 else ["sudo", "-n", "mount", "-o", "remount,size=100m", str(disk)],
+                   check=True)
+    ask.becomes(large, "unfetched", "starter")
+
+
+def test_within_two_seconds_of_a_change_the_answer_is_another_one(ask):
+    world, waits = ask.world, ask.register()
+    poller = world.poller(DO, ini="paused = no\n")
+    ask.becomes(waits, "failed", "starter")            # its input `do` is missing
+    run = ask.client.register("do", "run", {"do": b"until [ -e %s/go ]; do sleep 0.1; done\n" % world.folder.encode()}, {}, site=SITE)
+    ask.becomes(run, "running", "nobody")
+    waits = ask.register("fails")
+    ask.becomes(waits, "busy", "nobody")
+    ini = os.path.join(world.folder, "poller", "poller.ini")
+    for word, code, who in (("pause", "paused", "admin"), ("resume", "busy", "nobody")):
+        suite.run("mi_system_remote.py", word, "--ini", ini)
+        ask.becomes(waits, code, who, after=time.monotonic())
+    open(os.path.join(world.folder, "go"), "w").close()
+    ask.becomes(run, "unfetched", "starter", after=time.monotonic())
+    ask.becomes(waits, "failed", "starter", after=time.monotonic())
+    poller.kill()
+    gone = time.monotonic()
+    ask.becomes(ask.register("fails"), "silent", "admin", after=gone)
+    world.workflow("rerun", waits, "--reason", "again")
+    ask.becomes(waits, "silent", "admin", after=time.monotonic())
+    world.workflow("cancel", waits, "--reason", "typo")
+    ask.becomes(waits, "cancelled", "starter", after=time.monotonic())
 
 
 def test_a_remote_side_and_whatever_it_tells_or_does_not_tell(ask):
@@ -291,6 +356,13 @@ def test_how_long_yet_is_a_range_of_the_last_runs_and_unknown_with_fewer_than_te
     assert other["runs"] == 0 and "of fails have" in other["long"]["en"], other
 
 
+def test_every_cause_is_made_here():
+    with open(__file__, encoding="utf-8") as text:
+        made = set(re.findall(r'"([a-z0-9-]+)"', text.read()))
+    kinds = {"relay-" + kind for kind in ("dns", "connect", "certificate", "name", "proxy", "refuses", "later")}
+    assert {cause.code for cause in relay.CAUSES + remote.CAUSES} | kinds | {"no-relay", "old-relay", "gateway"} <= made
+
+
 def test_run_and_wait_say_why_when_nothing_moves_and_again_when_it_is_another_reason(ask, monkeypatch):
     monkeypatch.setattr(wf, "EXPLAIN_AFTER", 1)
     monkeypatch.setattr(wf, "WAIT", 1)
@@ -399,17 +471,39 @@ def test_a_result_that_the_relay_does_not_want_any_more_is_the_admins(ask):
     ask.here(runs, "kept", "admin")
 
 
-def test_what_keeps_the_workflow_side_from_the_relay_names_who_can_mend_it_and_what_he_can_type(world):
+def test_what_keeps_the_workflow_side_from_the_relay_names_who_can_mend_it_and_what_he_can_type(world, make_world):
     here = "0" * 8 + "-0000-4000-8000-" + "0" * 12
+    other = make_world()                               # a relay whose certificate is for another host
+    os.makedirs(other.folder + "/other")
+    os.rename(suite.make_certificate(other.folder + "/other", names="DNS:relay.example.org")[0], other.cert)
+    os.rename(other.folder + "/other/key.pem", other.key)
+    other.start()
+    ini = os.path.join(other.folder, "workflow.ini")
+    with open(ini, "w") as out:
+        out.write("[workflow]\nca_file = %s\nproxy = http://127.0.0.1:%d\n" % (world.cert, suite.a_port()))
     for options, code, who, ends in (
             (["--url", "https://nowhere.invalid:1", "--token-file", world.token_file()], "relay-dns", "starter", 69),
             (["--url", "https://127.0.0.1:%d" % suite.a_port(), "--token-file", world.token_file()], "relay-connect", "operator", 69),
             (["--url", world.url, "--token-file", world.token_file()], "relay-certificate", "starter", 69),
+            (["--url", "https://127.0.0.1:%d" % other.port, "--ca-file", other.cert, "--token-file", world.token_file()], "relay-name", "starter", 69),
+            (["--url", world.url, "--ini", ini, "--token-file", world.token_file()], "relay-proxy", "starter", 69),
             (["--url", world.url, "--ca-file", world.cert, "--token-file", world.token_file(world.expired(USER, 3), "old")], "relay-refuses", "operator", 77)):
         done = suite.run("mi_system_wf.py", "explain", here, "--json", "--patience", "0s", *options)
         found = json.loads(done.stdout)
         assert (done.returncode, found["code"], found["who"]) == (ends, code, who), done
         assert found["command"] == ("mi_system_wf.py check" if who == "starter" else "mi_dicomapi.py check"), found
+
+
+def test_a_relay_whose_database_is_broken_says_later_and_its_operator_has_to_act(ask):
+    accept_id = ask.register()
+    ask.world.relay.stop()
+    ask.world.start()
+    path = os.path.join(ask.world.state, "state.sqlite3")
+    with open(path, "r+b") as database:
+        database.write(bytes(os.path.getsize(path)))
+    done = ask.world.workflow("explain", accept_id, "--json", "--patience", "0s")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["code"], found["who"], found["command"]) == (75, "relay-later", "operator", "mi_dicomapi.py check"), done
 
 
 @pytest.mark.parametrize("status, answer", [(403, b"<html>Forbidden</html>"), (404, b"<html>Not Found</html>"), (404, b'{"message": "no Route matched"}'),
