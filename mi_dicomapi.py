@@ -1145,9 +1145,7 @@ def cancel_wait_calc(call):
     """Cancels: at once what nobody has claimed; what is claimed when its holder, told by the heartbeat, has
     stopped it. Whoever comes first decides: 409 with why=ended after calc-end."""
     row = calculation_of_caller(call)
-    by = "by the workflow side" if call.caller.user == row["user"] else "by an operator"
-    why = printable(call["reason"])[:200]
-    reason = "cancelled: " + ("%s (%s)" % (why, by) if why and by == "by an operator" else why or by)
+    reason = "cancelled: " + reason_given(call, row)
     if row["state"] in RETURNING + OVER:
         if row["reason"].startswith("cancelled"):
             return {"message": "cancelled", "ended": True}
@@ -1169,6 +1167,14 @@ def cancel_wait_calc(call):
     ended = call.relay.store.write(work, "cancel-wait-calc")
     log("info", row["accept_id"], "2 cancel-wait-calc", by=call.caller.user, reason=reason)
     return {"message": "cancelled", "ended": ended}
+
+
+def reason_given(call, row):
+    """The reason that a person gives for what becomes of a calculation; who it was, where it is not whose it
+    is, or where there is no reason."""
+    by = "by the workflow side" if call.caller.user == row["user"] else "by an operator"
+    why = printable(call["reason"])[:200]
+    return "%s (%s)" % (why, by) if why and by == "by an operator" else why or by
 
 
 def note_cancel(call, tx, row, now, reason):
@@ -1201,6 +1207,7 @@ def rerun(call):
     def work(tx):
         told = {"missing": "{}", "refused": "{}", "verdicts": "{}"}
         count_reasons(tx, row["seq"], told)
+        note_step(tx, row["seq"], row["attempt"], step, {"reason": reason_given(call, row)})
         done = move(call.relay, tx, step, row, allowed=time.time(), status="none", reason="", claim=None,
                     take=None, cancel=None,
                     protocol=0, exit_code=None, signal=None, started=None, ended=None, got=None, results=0,
@@ -2951,12 +2958,27 @@ def how_long(facts):
     if facts.state not in (ALLOWED,) + STOPPABLE:
         return {}
     of, low, high = facts.runs() or (0, None, None)
-    named = dict(of=of, least=LEAST_RUNS, command=facts.command, low=clock_for_people(low or 0),
+    named = dict(of=of, least=LEAST_RUNS, command=cut(facts.command, 100), low=clock_for_people(low or 0),
                  high=clock_for_people(high or 0), ahead=facts.ahead if facts.state == ALLOWED else None)
     parts = [BEFORE_IT] * (facts.state == ALLOWED) + [TOOK if of else TOOK_UNKNOWN]
     texts = [in_both(part, named) for part in parts]
     return {"long": {lang: "; ".join(text[lang] for text in texts) for lang in ("en", "ja")},
             "ahead": named["ahead"], "runs": of, "run_from": low, "run_to": high}
+
+
+RUN_AGAIN = "it was run again (attempt %(attempt)s): %(reason)s"
+
+
+def run_again(facts):
+    """{"again": in words, why it is run once more}, of what is; else {}."""
+    last = facts.row["attempt"] - (facts.state != ALLOWED)             # after which it was
+    found = last > 0 and facts.relay.store.read(
+        "SELECT note FROM events WHERE calc = ? AND attempt = ? AND step IN ('rerun', 'rerun --force')",
+        facts.row["seq"], last)
+    if not found:
+        return {}
+    reason = json.loads(found[0]["note"] or "{}").get("reason") or ""
+    return {"again": in_both(RUN_AGAIN, {"attempt": last + 1, "reason": reason})}
 
 
 def clock_for_people(seconds):
@@ -3092,7 +3114,7 @@ def explained(relay, row, operator):
         found["until"] = facts.told.get("until")
     if cause.code == "other-user" and operator:
         found["users"] = facts.others()
-    return dict(found, **how_long(facts))
+    return dict(found, **dict(how_long(facts), **run_again(facts)))
 
 
 def cause_of(facts):
@@ -8830,9 +8852,9 @@ def json_with_files(found, files):
 
 def told_cause(answer):
     """An answer of `explain` in the reader's language: code, who (nobody, starter, admin, operator), site,
-    sentence, command, changes, long (how long yet); since, until (seconds since the epoch, or None); ahead,
-    runs, run_from, run_to (the figures of `long`, or None); age (seconds since it was seen). Nothing of it
-    can steer a terminal."""
+    sentence, command, changes, long (how long yet), again (why once more); since, until (seconds since the
+    epoch, or None); ahead, runs, run_from, run_to (the figures of `long`, or None); age (seconds since it was
+    seen). Nothing of it can steer a terminal."""
     def text(key):
         value = answer.get(key)
         value = value.get(SAY["lang"], value.get("en")) if isinstance(value, dict) else value
@@ -8843,7 +8865,8 @@ def told_cause(answer):
         return value if type(value) in (int, float) and 0 <= value < 1 << 32 else None
 
     found = {"code": text("cause")}
-    found.update((key, text(key)) for key in ("who", "site", "sentence", "command", "changes", "long"))
+    found.update((key, text(key))
+                 for key in ("who", "site", "sentence", "command", "changes", "long", "again"))
     found.update((key, when(key)) for key in ("since", "until", "ahead", "runs", "run_from", "run_to"))
     return dict(found, age=max(0, round((when("now") or 0) - (when("seen") or when("now") or 0))))
 
@@ -8868,6 +8891,8 @@ def cause_lines(found):
         lines.append("  " + _("what changes it: %s") % found["changes"])
     if found["long"]:
         lines.append("  " + _("how long yet: %s") % found["long"])
+    if found["again"]:
+        lines.append("  " + found["again"])
     return lines + ["  " + _("seen %d s ago") % found["age"]]
 
 
@@ -10308,9 +10333,9 @@ svg{display:block}
 .sign{display:inline-block;width:1.3em;text-align:center}
 .why{border-left:4px solid var(--soft);background:var(--panel);padding:10px 16px;
 margin:0 0 14px;max-width:76em}
-.why p{margin:2px 0}
+.why p{margin:2px 0;overflow-wrap:anywhere;word-break:break-word}
 .why .first::first-letter{text-transform:uppercase}
-.why .first{font-size:16px;font-weight:600;overflow-wrap:anywhere;word-break:break-word}
+.why .first{font-size:16px;font-weight:600}
 .why.person{border-color:var(--warn)}
 code.type{display:inline-block;background:var(--ground);border:1px solid var(--line);border-radius:4px;
 padding:1px 8px;user-select:all;-webkit-user-select:all;overflow-wrap:anywhere;white-space:pre-wrap}
@@ -11014,6 +11039,7 @@ function reasons(box, data) {
     () => why.command ? h('p', {}, _('types') + ' ', h('code', {class: 'type'}, why.command)) : '',
     () => words(why.changes) ? h('p', {}, _('changes', words(why.changes))) : '',
     () => why.long ? h('p', {}, _('long', words(why.long))) : '',
+    () => why.again ? h('p', {}, words(why.again)) : '',
     () => why.users ? h('p', {}, _('others', why.users.slice(0, 20).join(', '))) : '',
     () => why.until ? h('p', {}, _('until', moment(why.until))) : '', () => h('p', {class: 'soft'}));
   const seen = (data.why_now || 0) - (data.seen || 0);
@@ -11308,6 +11334,7 @@ JA = {
     ", since %s": "。%s から", "who has to act: %s": "対応する人: %s", "until: %s": "予定: %s まで",
     "how long yet: %s": "あとどのくらいか: %s",
     "%(ahead)s before it": "前に %(ahead)s 件",
+    "it was run again (attempt %(attempt)s): %(reason)s": "再実行されました (%(attempt)s 回目): %(reason)s",
     "of the last %(of)s runs of %(command)s there, eight in ten took %(low)s to %(high)s each":
         "そこでの直近 %(of)s 回の %(command)s は、十回に八回が %(low)s から %(high)s でした",
     "how long it takes is unknown: fewer than %(least)s runs of %(command)s have ended well there":

@@ -7704,9 +7704,9 @@ def enroll(relay, code, path, role, site):
 
 def told_cause(answer):
     """An answer of `explain` in the reader's language: code, who (nobody, starter, admin, operator), site,
-    sentence, command, changes, long (how long yet); since, until (seconds since the epoch, or None); ahead,
-    runs, run_from, run_to (the figures of `long`, or None); age (seconds since it was seen). Nothing of it
-    can steer a terminal."""
+    sentence, command, changes, long (how long yet), again (why once more); since, until (seconds since the
+    epoch, or None); ahead, runs, run_from, run_to (the figures of `long`, or None); age (seconds since it was
+    seen). Nothing of it can steer a terminal."""
     def text(key):
         value = answer.get(key)
         value = value.get(SAY["lang"], value.get("en")) if isinstance(value, dict) else value
@@ -7717,7 +7717,8 @@ def told_cause(answer):
         return value if type(value) in (int, float) and 0 <= value < 1 << 32 else None
 
     found = {"code": text("cause")}
-    found.update((key, text(key)) for key in ("who", "site", "sentence", "command", "changes", "long"))
+    found.update((key, text(key))
+                 for key in ("who", "site", "sentence", "command", "changes", "long", "again"))
     found.update((key, when(key)) for key in ("since", "until", "ahead", "runs", "run_from", "run_to"))
     return dict(found, age=max(0, round((when("now") or 0) - (when("seen") or when("now") or 0))))
 
@@ -7742,6 +7743,8 @@ def cause_lines(found):
         lines.append("  " + _("what changes it: %s") % found["changes"])
     if found["long"]:
         lines.append("  " + _("how long yet: %s") % found["long"])
+    if found["again"]:
+        lines.append("  " + found["again"])
     return lines + ["  " + _("seen %d s ago") % found["age"]]
 
 

@@ -363,6 +363,30 @@ def test_every_cause_is_made_here():
     assert {cause.code for cause in relay.CAUSES + remote.CAUSES} | kinds | {"no-relay", "old-relay", "gateway"} <= made
 
 
+def test_why_something_was_run_again_is_told_wherever_people_look(ask):
+    world, client = ask.world, ask.client
+    accept_id = client.register("do", "again")
+    client.walk(*client.claim(), upto="end-send", exit_code=3)
+    assert "again" not in client.ok("GET", "v2/explain", {"v": 2, "accept_id": accept_id})
+    assert world.workflow("rerun", accept_id, "--reason", "the licence\x1b[2J is back").returncode == 0
+    shown = "the licence\\x1b[2J is back"
+    claim = ""
+    while True:                                        # it waits, and it is claimed
+        found = client.ok("GET", "v2/explain", {"v": 2, "accept_id": accept_id})
+        assert found["again"]["en"] == "it was run again (attempt 2): " + shown and "再実行" in found["again"]["ja"], found
+        assert "  it was run again (attempt 2): " + shown in world.workflow("explain", accept_id).stdout
+        if claim:
+            break
+        accept_id, claim = client.claim()
+    for words in (("show", accept_id), ("history", "--json"), ("history", "--csv"), ("explain", accept_id)):
+        assert "licence" in suite.run("mi_dicomapi.py", *(words + ("--ini", world.ini))).stdout, words
+    found = client.ok("GET", "v2/board", {"v": 2, "view": "one", "accept_id": accept_id})
+    assert found["why"]["again"]["en"].endswith(shown) and [2, "rerun", shown] in [[step[1], step[2], step[4]] for step in found["calc"]["steps"]], found
+    client.walk(accept_id, claim, upto="end-send", exit_code=3)
+    suite.run("mi_dicomapi.py", "rerun", accept_id, "--ini", world.ini)
+    assert client.ok("GET", "v2/explain", {"v": 2, "accept_id": accept_id})["again"]["en"] == "it was run again (attempt 3): by an operator"
+
+
 def test_run_and_wait_say_why_when_nothing_moves_and_again_when_it_is_another_reason(ask, monkeypatch):
     monkeypatch.setattr(wf, "EXPLAIN_AFTER", 1)
     monkeypatch.setattr(wf, "WAIT", 1)

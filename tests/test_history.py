@@ -59,7 +59,7 @@ def test_a_further_attempt_leaves_the_first_as_it_was(table):
     now = [row for row in history(table.world) if row["accept_id"] == calc.accept_id]
     assert now[:len(first)] == first
     assert [(row["attempt"], row["step"], row["reason"]) for row in now[len(first):]][:3] == [
-        (1, "rerun", None), (2, "calc-request", None), (2, "cancel-wait-calc", "cancelled: wrong mesh")]
+        (1, "rerun", "by the workflow side"), (2, "calc-request", None), (2, "cancel-wait-calc", "cancelled: wrong mesh")]
     done = suite.run("mi_dicomapi.py", "show", calc.accept_id, "--ini", table.world.ini)
     assert re.search(r"2\.2 cancel-wait-calc  cancelled: wrong mesh", done.stdout), done.stdout
 
