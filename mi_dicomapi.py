@@ -149,6 +149,7 @@ PROGRAM, VERSION = "mi_dicomapi", "1.0"
 API_PATH = "/mi-distcomp-api/"
 SMALL_BODY = 64 << 10          # bytes: bodies up to this are collected without a thread
 MAX_JSON = 4 << 20             # bytes of a JSON body
+MAX_QUICK = 4 << 10            # bytes of one that the thread of all connections reads itself
 PAGE, ANSWER_PAGE = 2000, 1000                 # entries of a manifest in one call, in one answer
 # bytes of files that fit into a fielded body of 2 GiB as base64, with what is around them
 V1_BYTES = (2 << 30) // 4 * 3 - (128 << 10)
@@ -160,6 +161,7 @@ CHUNK = 256 << 10              # bytes of one read or write
 BLOCK = 4 << 10                # bytes, about, that a file takes on the disk beside its own
 ENTRY = 150                    # bytes that an entry of a manifest takes in the database beside its name
 MAX_HEAD = 16 << 10            # bytes of request line and headers
+TICK = 0.25          # seconds: so late may a call's wait end
 AT_ONCE = 0.001     # seconds that a worker waits for the next request of the client that it has just answered
 SHARES = 60              # a token may have so many-th a part of all connections even where they are all taken
 LINGER = 2.0                 # seconds for a refused client to read the answer before its connection is closed
@@ -442,7 +444,10 @@ def enter(tx, accept_id, user, site, command, now):
 
 
 # ==== the calls ====
-Park = collections.namedtuple("Park", "key")          # a call's answer when it waits for an event of this key
+# a call's answer when it waits for an event of this key. seen: how many there had been before it looked;
+# None: it is to look again. nothing: its answer, a short one, if none comes; None: it is to look again then
+Park = collections.namedtuple("Park", "key seen nothing")
+Park.__new__.__defaults__ = None, None
 # a call's answer from the spool, see send_spool()
 FileAnswer = collections.namedtuple("FileAnswer", "segments length headers status then moved kind")
 FileAnswer.__new__.__defaults__ = (None, None, "application/octet-stream")
@@ -716,14 +721,23 @@ def calc_request(call):
             large = too_large(call, site, free)
     missed, fresh = missed_results(call, site)
     if row is None:
+        nothing = ApiError("0300",
+                           "There is no information for accept_id(None), about the your site id(%s)" % site,
+                           http=200, wanted=missed, large=large)
         if time.monotonic() < call.until and not fresh:
-            return Park(key)
-        raise ApiError("0300",
-                       "There is no information for accept_id(None), about the your site id(%s)" % site,
-                       http=200, wanted=missed, large=large)
+            return Park(key, seen, None if missed or large else nothing)
+        raise nothing
     relay.claims.renew(row, relay.conf["times"]["accept_lease"])
     return dict(calc_info(call, row), message="claimed", accept_id=row["accept_id"], claim=row["claim"],
                 attempt=row["attempt"], lease=relay.conf["times"]["lease"], wanted=missed, complete=True)
+
+
+def knows_nothing(call):
+    """Is it known without the database that nothing waits for the poller that calls? calc_request() then
+    asks it nothing."""
+    relay, key = call.relay, ("site", call["site_id"], call.caller.user)
+    return (not call["have"] and not relay.claims.silent and not relay.claims.in_grace()
+            and relay.nothing.get(key) == relay.front.event_count(key))
 
 
 def too_large(call, site, free):
@@ -4691,6 +4705,7 @@ class Front:
         # who waits; under wait_lock
         self.wait_lock = threading.Lock()
         self.waiting = {}                              # {key: connections, the oldest first}
+        self.ending = {}                               # {tick: {connections whose wait ends before it}}
         self.events = [0] * 4096                       # how many there have been, by the key's hash
         self.parked = collections.Counter()            # calls that wait, by token
         self.parked_bytes = collections.Counter()      # their bodies, by user
@@ -4739,9 +4754,9 @@ class Front:
 
     def serve(self):
         """Runs until stop() was called and the running requests are answered (at most 10 s)."""
-        swept = time.monotonic()
+        swept = ticked = time.monotonic()
         while True:
-            for number, events in self.poll.poll(max(0.0, swept + 1 - time.monotonic())):
+            for number, events in self.poll.poll(max(0.0, ticked + TICK - time.monotonic())):
                 if number == self.wake_read:
                     try:
                         os.read(self.wake_read, 65536)
@@ -4755,8 +4770,11 @@ class Front:
                 self.guarded(self.take_back, self.inbox.popleft())
             while self.signals:
                 self.handle_signal(self.signals.popleft())
-            if time.monotonic() - swept >= 1:
-                swept = time.monotonic()
+            if time.monotonic() - ticked >= TICK:
+                ticked = time.monotonic()
+                self.end_waits(ticked)
+            if ticked - swept >= 1:
+                swept = ticked
                 self.sweep(swept)
             if (self.stopping
                     and (time.monotonic() > self.stopping
@@ -4940,9 +4958,22 @@ class Front:
                 call.body, call.unread = bytes(conn.buffer[:call.length]), 0
                 del conn.buffer[:call.length]
             conn.phase = "busy"
-            self.enqueue(conn, call.moves_much())
+            if not self.waits_at_once(conn, call):
+                self.enqueue(conn, call.moves_much())
         elif conn.phase == "linger":
             self.rearm(conn)
+
+    def waits_at_once(self, conn, call):
+        """Does a poller begin to wait, for whom this relay knows without its database that there is nothing?
+        Thousands of them need no worker."""
+        if call.name != "calc-request" or call.length > MAX_QUICK:
+            return False
+        try:
+            self.begin_call(call)
+            return (call.get("v", int, 1) >= 2 and knows_nothing(call) and call.until > time.monotonic()
+                    and self.result_or_parked(conn, call) is None)
+        except (ApiError, OSError, ValueError):        # a worker finds the same, and tells the client
+            return False
 
     def read_call(self, conn, head):
         """The Call of a head. A client that says the same again is not parsed again: what it said is known by
@@ -5104,13 +5135,37 @@ class Front:
     def sweep(self, now):
         """Once a second: deadlines."""
         for conn in list(self.conns.values()):
-            if conn.deadline > now or conn.phase == "busy":
-                continue
-            if conn.phase != "parked":
+            if conn.deadline <= now and conn.phase not in ("busy", "parked"):
                 self.drop(conn)
-            elif self.unpark(conn):
+
+    def end_waits(self, now):
+        """Every TICK, so that they spread: the waits whose time is over."""
+        with self.wait_lock:
+            over = [conn for tick in list(self.ending) if tick * TICK <= now for conn in self.ending[tick]]
+            for conn in over:
+                self.take_out(conn)
                 conn.phase = "busy"
-                self.enqueue(conn)
+        for conn in over:
+            self.guarded(self.end_wait, conn)
+
+    def end_wait(self, conn):
+        """Nothing has happened for this call: what it is then to be told needs no worker, unless its token
+        has ended or it must look again."""
+        call = conn.call
+        try:
+            call.authenticate_again()
+        except ApiError:
+            call.nothing = None
+        if call.nothing is None:
+            return self.enqueue(conn)
+        try:
+            self.send_result(conn, call.nothing, call.keep, 0)        # nobody waits here for a client
+        except (OSError, ValueError):
+            return self.drop(conn)
+        if call.keep:
+            self.await_request(conn)
+        else:
+            self.linger(conn)
 
     # -- from any thread
 
@@ -5143,10 +5198,10 @@ class Front:
 
     def take_out(self, conn):
         """Takes a parked connection out of the waiting lists; the lock is held."""
-        group = self.waiting[conn.park_key]
-        del group[conn]
-        if not group:
-            del self.waiting[conn.park_key]
+        for groups, key in (self.waiting, conn.park_key), (self.ending, tick_of(conn.deadline)):
+            del groups[key][conn]
+            if not groups[key]:
+                del groups[key]
         for counter, key, count in ((self.parked, conn.call.caller.key, 1),
                                     (self.parked_bytes, conn.call.caller.user, conn.call.length)):
             counter[key] -= count
@@ -5162,7 +5217,7 @@ class Front:
             self.take_out(conn)
             return True
 
-    def park(self, conn, key, seen):
+    def park(self, conn, key, seen, nothing):
         """Lets a request wait for key. False: something happened since `seen` was read, look again."""
         conn.sock.settimeout(0)
         with self.wait_lock:
@@ -5175,8 +5230,9 @@ class Front:
             self.parked[conn.call.caller.key] += 1
             self.parked_bytes[conn.call.caller.user] += conn.call.length
             self.waiting.setdefault(key, collections.OrderedDict())[conn] = None
+            self.ending.setdefault(tick_of(conn.call.until), {})[conn] = None
             conn.park_key, conn.deadline, conn.phase = key, conn.call.until, "parked"
-            conn.call.waited = key
+            conn.call.waited, conn.call.nothing = key, nothing
         self.rearm_from_worker(conn)
         return True
 
@@ -5331,11 +5387,13 @@ class Front:
             if self.parked_bytes[call.caller.user] + call.length > PARKED:
                 call.until = 0.0                       # answered as if its time were over
                 continue
-            seen = self.event_count(result.key)
-            result = self.run_call(call)           # look again: an event before `seen` was read would be lost
-            if not isinstance(result, Park):
-                return result
-            if self.park(conn, result.key, seen):
+            seen = result.seen
+            if seen is None:
+                seen = self.event_count(result.key)
+                result = self.run_call(call)       # look again: an event before `seen` was read would be lost
+                if not isinstance(result, Park):
+                    return result
+            if self.park(conn, result.key, seen, result.nothing):
                 return None
 
     def note_refusal(self, call, refusal):
@@ -5347,8 +5405,9 @@ class Front:
         if refusal.code == "0005" and call.waited:
             self.fire(call.waited)
 
-    def send_result(self, conn, result, keep):
-        """The answer, as the kind of the result says."""
+    def send_result(self, conn, result, keep, wait=STALL):
+        """The answer, as the kind of the result says; waits up to `wait` seconds for a client that does not
+        take it."""
         status, why = 200, None
         if isinstance(result, FileAnswer):
             status, length = result.status, result.length
@@ -5356,30 +5415,26 @@ class Front:
             if result.then is not None:
                 result.then()
         elif isinstance(result, TextAnswer):
-            length = conn.send_body(200, result.kind, result.data, keep, STALL)
+            length = conn.send_body(200, result.kind, result.data, keep, wait)
         elif isinstance(result, PlainAnswer):
-            length = conn.send_json(200, result.parsed, keep, STALL)
+            length = conn.send_json(200, result.parsed, keep, wait)
         elif isinstance(result, ApiError):
             status, why = result.http, why_refused(result)
-            length = conn.send_json(status, envelope(result.code, str(result), **result.more), keep, STALL)
+            length = conn.send_json(status, envelope(result.code, str(result), **result.more), keep, wait)
         else:
-            length = conn.send_json(200, envelope(200, result.pop("message"), **result), keep, STALL)
+            length = conn.send_json(200, envelope(200, result.pop("message"), **result), keep, wait)
         self.relay.meter.answered(conn.call, status, length, why)
 
     def run_call(self, call):
         """The call's function; whatever goes wrong in it becomes an answer."""
         try:
-            if call.fields is not None:
+            if call.until is not None:
                 call.authenticate_again()
             elif call.unread and call.name in V1_BODIES and call.length > MAX_JSON:
                 fault(call.name + " received")
                 return V1[call.name](call)             # only a fielded body is as large as that
             else:
-                call.collect_fields()
-                wait = min(float(call["wait"]), self.relay.conf["times"]["wait"])
-                call.until = time.monotonic() + wait
-                fault(call.name + " received")
-                call.body = b""                        # what waits holds no more than its fields
+                self.begin_call(call)
             if not call.is_of_part_2() and call.get("v", int, 1) < 2:
                 check_json_type(call)
                 return V1[call.name](call)
@@ -5401,6 +5456,14 @@ class Front:
             log("error", None, call.name,
                 bug="%s in line %d: %s" % (type(error).__name__, place.tb_lineno, error))
             raise ApiError(500, "the relay failed on this call; its log says where")
+
+    def begin_call(self, call):
+        """Reads what a call says, and until when it may wait. ApiError."""
+        call.collect_fields()
+        wait = min(float(call["wait"]), self.relay.conf["times"]["wait"])
+        call.until = time.monotonic() + wait
+        fault(call.name + " received")
+        call.body = b""                                # what waits holds no more than its fields
 
     def drain(self, conn, call):
         """Reads what is left of a body that was not needed, if it is little; otherwise the connection must
@@ -5577,6 +5640,7 @@ class Call(Fields):
         self.route = None
         self.until = None                              # in time.monotonic(): so long may it wait
         self.waited = None                             # the key for which it did
+        self.nothing = None                            # what it is answered if nothing comes: see Park
         self.place = None                              # of a file's call: FILE_LIST, FILE or FILE_PACK
         self.parts = ()                                # and what its path says
         self.body = b""
@@ -5624,13 +5688,14 @@ class Call(Fields):
 
     def parse_fields(self):
         """The fields of the call: its query, and the JSON object in its body. 400 for anything else."""
-        self.fields = dict(self.query)
+        fields = dict(self.query)
         if self.body or self.name != "files" and self.length:
             found = (parse_json if self.is_of_part_2() or "v" in self.query else parse_v1_json)(self.body)
             twice = [key for key in found if self.query.get(key, found[key]) != found[key]]
             if twice:
                 raise ApiError(400, "%s is given in the query and in the body" % printable(twice[0]))
-            self.fields.update(found)
+            fields.update(found)
+        self.fields = fields
 
     def collect_fields(self):
         """Its fields, from query and body; the bytes of a file stay where they are."""
@@ -5690,6 +5755,11 @@ class OperatorCall(Fields):
         self.fields = fields
         self.until = 0.0
         self.caller = Caller("operator", frozenset((WORKFLOW, REMOTE, OPERATOR)), (), 0, "order")
+
+
+def tick_of(moment):
+    """The first tick after a moment (time.monotonic())."""
+    return int(moment / TICK) + 1
 
 
 def why_refused(refusal):
@@ -5833,6 +5903,11 @@ AT_START = (("Server", "ipaddress"), ("Server", "portnumber"), ("Server", "state
             ("Server", "logfile"), ("Server", "lang"), ("limits", "workers"))
 
 
+def site_ids(text):
+    """The words of remote_site_ids, in their order: among thousands of them each call finds its own."""
+    return dict.fromkeys(text.split())
+
+
 def load_conf(options):
     """The checked ini and its path. 78 if there is none."""
     # first where it is started, as the fielded one
@@ -5903,7 +5978,7 @@ def wrong_sites(conf):
     for section in conf:
         if section not in INI_KEYS and section not in sites and section not in SECTIONS:
             return _("[%s] is neither a section nor in remote_site_ids%s") % (
-                section, did_you_mean(section, list(INI_KEYS) + sites))
+                section, did_you_mean(section, list(INI_KEYS) + list(sites)))
     return ""
 
 
@@ -7464,7 +7539,7 @@ def with_site(text, conf, site, commands):
     """The text of an ini, with this site and these commands of it. conf: what the text says already."""
     for section, key, words in (("RemoteSites", "remote_site_ids", [site]), (site, "commands", commands)):
         found = conf.get(section, {})
-        new = [word for word in words if word not in found.get(key, []) + found.get("command_lines", [])]
+        new = [word for word in words if word not in [*found.get(key, ()), *found.get("command_lines", ())]]
         if new:
             text = with_words(text, section, key, " ".join(dict.fromkeys(new)))
     return text
@@ -10024,7 +10099,7 @@ INI_KEYS = {                   # {section: {key: (kind, default, meaning)}}: wha
         "researchers": (str.split, [], "users who want to be told of what has ended, or waits"),
         "state_dir": (str, "", "default: ~/.local/state/mi_distcomp_notify, or systemd's")},
     "RemoteSites": {
-        "remote_site_ids": (str.split, [], "")},
+        "remote_site_ids": (site_ids, (), "")},
     "*": {
         "commands": (str.split, [], "the words that a workflow may ask for, blank separated"),
         "command_lines": (lines, [], "the same, one a line: may hold blanks"),

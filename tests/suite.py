@@ -90,10 +90,10 @@ program = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(program)
 program.fault = lambda name: name == point and os.kill(os.getpid(), 9)
 if point.startswith("hold "):
-    name, go = point.split(" ")[1:]
+    name, go, *many = point.split(" ")[1:]
     holder = getattr(program, name.split(".")[0]) if "." in name else program
     name = name.split(".")[-1]
-    real, turns = getattr(holder, name), [1]
+    real, turns = getattr(holder, name), [1] * int(many[0] if many else 1)
 
     def held(*words):
         if turns and os.path.exists(go + ".armed") and turns.pop():
@@ -110,7 +110,7 @@ program.run_as_program(program.main)
 def started_as(words, env):
     """The words (python, its options, SCRIPT, ...) that start a script. Where env has MI_FAULT=POINT: so that it kills itself at fault(POINT);
     with MI_FAULT="hold NAME PATH": so that the first call of its function NAME (or CLASS.NAME) after PATH.armed was made makes
-    PATH.here and waits until PATH is there.
+    PATH.here and waits until PATH is there; with a number behind it: the first so many calls.
     The scripts themselves know nothing of this: in production nothing can switch it on."""
     if not (env or {}).get("MI_FAULT"):
         return words

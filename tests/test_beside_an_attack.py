@@ -258,6 +258,28 @@ def test_a_call_that_waits_ends_with_its_token(make_world):
     assert raws[1].answer()[1]["accept_id"] == accept_id
 
 
+def test_a_poller_waits_and_is_told_that_there_is_nothing_while_every_worker_is_busy(make_world, tmp_path):
+    go, found = tmp_path / "go", []
+    world = make_world(tls=False, commands=["hello"], ini="[limits]\nworkers = 4\n").start(suite.clean_env(MI_FAULT="hold News.since %s 4" % go))
+    asked = json.dumps({"v": 2, "site_id": SITE, "poller": "p", "take": "take-it-now", "wait": 1}).encode()
+    poller = Raw(world).send(post(world.token, b"calc-request", len(asked), asked))
+    assert poller.answer()[1]["code"] == "0300"        # from now on that is known
+    (tmp_path / "go.armed").write_text("")
+    held = [threading.Thread(target=lambda: found.append(world.client().call("GET", "v2/list", {})[0])) for turn in range(4)]
+    for one in held:
+        one.start()
+    wait_until(lambda: (tmp_path / "go.here").exists())
+    for turn in range(3):
+        assert poller.send(post(world.token, b"calc-request", len(asked), asked)).answer()[1]["code"] == "0300"
+    assert found == []
+    go.write_text("")
+    for one in held:
+        one.join()
+    assert found == [200] * 4
+    accept_id, waits = world.client().register("hello"), json.dumps(dict(json.loads(asked.decode()), wait=20)).encode()
+    assert poller.send(post(world.token, b"calc-request", len(waits), waits)).answer()[1]["accept_id"] == accept_id
+
+
 # ---- what a list or a number from outside costs: counted by the relay, not by a clock
 
 SIZES = ("empty", "one", "huge", "negative", "repeated")

@@ -92,6 +92,15 @@ class Sites:
             wire.close()
 
 
+def keep_alive_cost(pid, wire, requests, seconds=1.5):
+    """Seconds of the relay's processor for a call that finds nothing, of a client that asks again at once."""
+    began, until, count = common.cpu_of_threads(pid), time.perf_counter() + seconds, 0
+    while time.perf_counter() < until:
+        wire.call(next(requests))
+        count += 1
+    return (common.cpu_of_threads(pid) - began) / count
+
+
 def parked(figures, folder, count, most_memory, wakes):
     """count sites wait; nobody has anything to do; then one of them has."""
     names = ["site-%05d" % n for n in range(count)]
@@ -109,12 +118,19 @@ def parked(figures, folder, count, most_memory, wakes):
         answers = sites.pump(10)
         used = 100 * (cpu(pid) - before[0]) / (time.perf_counter() - before[1])
         figures.most(name + "idle CPU, of a core", used, "%", 2.0, what="%d polls renewed meanwhile" % answers)
+        one = Wire(world.port, common.client_context(world.cert))
+        asked_of = itertools.repeat(polling(names[0], tokens[names[0]], 0))
+        kept = [keep_alive_cost(pid, one, asked_of)]
         sites.pump(max(0, asked + first - time.perf_counter()))
-        before = cpu(pid), time.perf_counter()
+        before = common.cpu_of_threads(pid), time.perf_counter()
         answers = sites.pump(10)
-        used = 100 * (cpu(pid) - before[0]) / (time.perf_counter() - before[1])
+        spent = common.cpu_of_threads(pid) - before[0]
+        used = 100 * spent / (time.perf_counter() - before[1])
         figures.note(name + "CPU with waits of 50 s renewed (%d/s)" % (count / 50), used * count / 50 / (answers / 10), "%",
                      what="measured: %.1f%% at %d/s" % (used, answers / 10))
+        kept.append(keep_alive_cost(pid, one, asked_of))
+        figures.most(name + "a wait that is renewed / a keep-alive call, of CPU", spent / answers, "s", 2.0, median(kept),
+                     what="n = %d" % answers)
         late, whole, wire = [], [], Wire(world.port, common.client_context(world.cert))
         for turn in range(wakes):
             site = names[turn * 7919 % count]
