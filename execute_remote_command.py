@@ -12,6 +12,8 @@ shared: gate, shared: watch, the doors of the gate, and the keeper.
     execute_remote_command.py resume UUID [--to DIR] | list [HOST] | cancel UUID | clean UUID ... | clean --older 30d
     execute_remote_command.py check [HOST] | check --upgrade      looks at things as they are; what another version left
     execute_remote_command.py guard [--key NAME] [--print-key-line KEYFILE]    external computer, in authorized_keys
+    execute_remote_command.py guard outbox | guard show ID | guard release ID | guard refuse ID --reason TEXT
+                                        at its terminal: what is held for a person
 
 HOST is a word of ~/.ssh/config, which decides port, user, key, jump host and proxy. CMD is a command line for the shell
 there (with a guard: the word of a [command NAME], and arguments). Everything that CMD leaves in its directory comes back
@@ -30,6 +32,7 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: alone                 no module is taken from where results arrive
   shared: gate                  what may be run there, and what may leave
   shared: watch                 one run, from its order to what may leave of it
+  shared: hold                  what waits for a person there, and his word
   the doors of the gate         guard and far: requests and answers over ssh
   the keeper                    what must go on there while nobody is connected
   how the door far comes there  brought once, by a text for any log-in shell
@@ -193,6 +196,9 @@ def gate_keys():
             "after_stop": (one_of(*sorted(AFTER_STOP)), "",
                            "what leaves of a command that was cancelled, ran too long or died of a"
                            " signal: all, logs; default: what was declared by name"),
+            "hold": (flag, None,
+                     "yes: what it leaves waits until a person on this host says `release`; default:"
+                     " [outbound]'s"),
             "leftovers": (one_of("end", "leave"), "end",
                           "leave: what the command leaves running in its directory is not ended"),
             "batch": (one_of("none", *sorted(BATCH_SYSTEMS)), "none",
@@ -215,6 +221,8 @@ def gate_keys():
                            "the whole name, a directory, or any part, in any case; blanks between them"),
             "deny_sums": (sum_list, [], "sha256 sums, blanks or line breaks between them"),
             "deny_content": (expression_list, [], "regular expressions, one a line"),
+            "hold": (flag, False, "yes: what any command leaves waits until a person on this host says so"),
+            "hold_for": (seconds, 14 * 86400.0, "what waits for a person is refused after so long; 0: never"),
             "dry_run": (flag, False, "yes: what the rules would keep leaves, and is logged"),
             "scan_timeout": (seconds, 600.0, "for one file"),
             "keep_refused": (seconds, 30 * 86400.0, "what was kept from leaving stays so long at least")}}
@@ -297,6 +305,7 @@ def commands_of(where, settings):
     for section in settings:
         if section.startswith("command "):
             command = command_of(where, section, settings[section])
+            command["hold"] = settings["outbound"]["hold"] if command["hold"] is None else command["hold"]
             if command["match"] in commands:
                 raise Stop(EX_CONFIG, _("%s: [%s] match: another command has it already") % (where, section))
             commands[command["match"]] = command
@@ -395,10 +404,11 @@ def command_env(command, work, run):
 # What may leave
 
 def leaving_kinds(command, stopped):
-    """What may leave, by how it was asked for: a set of logs, names, patterns. stopped: it did not end by
-    itself."""
+    """What may leave, by how it was asked for: a set of logs, names, patterns; and hold, if only after a
+    person's word. stopped: it did not end by itself."""
     kinds = AFTER_STOP[command["after_stop"] if stopped else "all"]
-    return {kind for kind in kinds if command.get(kind, True)}         # its keys `logs` and `patterns`
+    found = {kind for kind in kinds if command.get(kind, True)}        # its keys `logs` and `patterns`
+    return found | {"hold"} if command["hold"] else found
 
 
 @functools.lru_cache(maxsize=512)
@@ -446,6 +456,8 @@ def rule_against_live(rules, kinds, name, length, others):
     it out then, too.)"""
     if "logs" not in kinds:
         return "logs"
+    if "hold" in kinds:
+        return "hold"
     whole = [key for key in ("deny_content", "deny_sums") if rules[key]]
     return whole[0] if whole else (rule_against_name(rules, name)
                                    or rule_against_size(rules, length, 0, others))
@@ -455,8 +467,8 @@ def rule_against_live(rules, kinds, name, length, others):
 
 class Stays(Exception):
     """A result that does not leave. code: missing, refused (by a rule), limit, name (cannot travel),
-    unreadable, changing, outside (a link out of the directory), special (no file); why: for the owner's own
-    log what exactly."""
+    unreadable, changing, outside (a link out of the directory), special (no file), held (for a person: see
+    Collector.sums_or_hold()); why: for the owner's own log what exactly."""
 
     def __init__(self, code, why=""):
         Exception.__init__(self, why or code)
@@ -902,6 +914,8 @@ class Collector:
         self.total = 0                                 # bytes of found
         self.verdicts = Verdicts()
         self.kept_by_name = {}
+        self.held = {}                                 # {name: why} of those that wait for a person
+        self.hold_all = False                          # do all?
         self.named = ()                                # what was asked for by name
         ruled = any(rules[key] for key in ("deny_names", "deny_sums", "deny_content"))
         self.has_rules = ruled or rules["allow_names"] != ["*"]
@@ -1037,7 +1051,7 @@ class Collector:
                 mark = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
                 if name in self.known and self.known[name][0] == mark:
                     return self.accept(mark, self.known[name][1])
-                whole, parts = self.judged_sums(fd, info.st_size)
+                whole, parts = self.sums_or_hold(name, fd, info.st_size)
                 after = os.fstat(fd)
                 if not result or (after.st_size, after.st_mtime_ns) == (info.st_size, info.st_mtime_ns):
                     break
@@ -1049,6 +1063,30 @@ class Collector:
         source = JudgedBytes(tree, real, info.st_size, parts)
         self.accept(mark,
                     Result(source, info.st_size, name, whole, bool(info.st_mode & 0o100), info.st_mtime_ns))
+
+    def sums_or_hold(self, name, fd, length):
+        """judged_sums(); also of what waits for a person. Stays."""
+        self.held.pop(name, None)
+        try:
+            return self.judged_sums(fd, length)
+        except Stays as stays:
+            if stays.code != "held":
+                raise
+            self.hold(name, str(stays))
+            return sums_of_file(fd, length)
+
+    def hold(self, name, why):
+        """This one, which is about to be taken, leaves only after a person's word: see the block hold."""
+        self.note(name, "held: " + why, True)
+        self.held[name] = why
+
+    def refuse_held(self):
+        """The word was no: what was held stays here."""
+        for group in (self.found, self.folders):
+            group.leave_out(set(self.held))
+        for name in sorted(self.held):
+            self.keep_here(name, Stays("refused", "hold"), name in self.named)
+        self.held, self.total = {}, sum(one.size for one in self.found)
 
     def judged_sums(self, fd, length):
         """As sums_of_file(), of what the rules about contents let pass. Stays."""
@@ -1077,6 +1115,12 @@ class Collector:
             group.leave_out(twins)
             for name in sorted(twins):
                 self.keep_here(name, Stays("name"), name in self.named)
+        if self.hold_all and self.rules["dry_run"]:
+            self.note("", "dry_run: hold", True)
+        elif self.hold_all or self.held:
+            names = list(self.found.names()) + list(self.folders.names())
+            self.held = {name: self.held.get(name, "hold") for name in names
+                         if self.hold_all or name in self.held}
         return self
 
 
@@ -1099,7 +1143,7 @@ def may_match_below(text, name):
 # nothing here knows to whom. What a run remembers is in its control directory: `journal`, and the files of
 # the wrapper (see run) or of its batch system's job.
 # The owner's words that are noted at the start, should they vanish:
-NOTED_KEYS = ("batch", "after_stop", "patterns", "logs", "leftovers", "grace", "timeout")
+NOTED_KEYS = ("batch", "after_stop", "patterns", "logs", "hold", "leftovers", "grace", "timeout")
 COLLECT_ROUNDS = 50  # times that results are looked at anew because some change while they are sent
 FULL_BELOW = 1 << 20           # bytes: with less, a command that failed has probably failed of it
 FULL_WORDS = {                       # as programs say it in English
@@ -1530,11 +1574,12 @@ class GateRun:
 
     def leaving_kinds(self):
         """leaving_kinds() of it, by its section as it is now; if there is none any more, as it was when the
-        command was started."""
-        section = self.gate.commands.get(self.order["command"]) or self.last("starting") or {}
-        end = self.last("ended") or {}
+        command was started. What never began leaves nothing that a person would have to look at."""
+        starting, end = self.last("starting") or {}, self.last("ended") or {}
+        section = self.gate.commands.get(self.order["command"]) or starting
         stopped = end.get("stopped", end.get("reason") or end.get("signal"))
-        return leaving_kinds(dict({"after_stop": ""}, **section), stopped)
+        kinds = leaving_kinds(dict({"after_stop": "", "hold": True}, **section), stopped)
+        return kinds if starting else kinds - {"hold"}
 
     def tree(self, path):
         """The ResultTree of one of its directories, open until close_trees(). OSError."""
@@ -1551,6 +1596,7 @@ class GateRun:
         where the end is unknown). rules: [outbound]; kinds: see leaving_kinds(); known, changing: see
         Collector."""
         found = Collector(rules, self.note_stay, known, changing)
+        found.hold_all = "hold" in kinds
         if "logs" in kinds:
             self.collect_logs(found)
         logs, end = tuple(name for name, folder, file in self.logs), self.last("ended")
@@ -1593,6 +1639,10 @@ class GateRun:
             for name in sorted(group):
                 found.keep_here(name, stays, kind == "names")
 
+    def count_kept(self, found):
+        """How much of what was asked for stays here."""
+        self.kept_count = sum(entry["count"] for code, entry in found.verdicts.items() if code != "missing")
+
     def collect_until_steady(self, rules, kinds):
         """Collectors, one after the other, as long as results change while they are sent. From the second
         time on, what has changed is left out for good (`changing`); from the third on, also what is another
@@ -1604,12 +1654,12 @@ class GateRun:
                 found.drop_changing({result.name for result in found.found
                             if before.get(result.name, result.digest) != result.digest})
                 changing.update(found.changing)
-            self.kept_count = sum(entry["count"]
-                                  for code, entry in found.verdicts.items() if code != "missing")
+            self.count_kept(found)
             yield found
             now = {result.name for result in found.found if result.source.changed}
             changing |= now if turn else set()
-            known = {entry[1].name: entry for entry in found.found.with_stamps() if entry[1].name not in now}
+            known = {entry[1].name: entry for entry in found.found.with_stamps()
+                     if entry[1].name not in now and entry[1].name not in found.held}
             before = {result.name: result.digest for result in found.found}
             log("warn", self.ident, "7 changed while it was sent", names=" ".join(sorted(now))[:300])
         raise ValueError("results change again and again")
@@ -1632,6 +1682,524 @@ def tail_of(path):
             return text.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return []
+# ==== end shared ====
+
+
+# ==== shared: hold ====
+# What waits for a person: results that the owner's key `hold`, or a rule about contents, keeps back until
+# somebody at this host says so. There is one word for all of a run. Nothing of it leaves before; released,
+# all of it does; refused (also by hold_for), what was held stays, as what a rule refuses, and the rest
+# leaves.
+# In the control directory: held/note (what a word is about), held/files (each file, with its sums),
+# held/NNNNNN (copies of the bytes that were judged), held/shown, held/decided (the word). held/ gets its
+# name when it is whole. A word counts for the manifest whose sum it names, and for no other.
+KNOWN_BYTES = (                # how files begin, for people
+    (b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"), (b"7z\xbc\xaf", "7z"), (b"\x89PNG", "PNG"), (b"\xff\xd8\xff", "JPEG"),
+    (b"%PDF", "PDF"), (b"\x89HDF", "HDF5"), (b"CDF", "NetCDF"), (b"SQLite format 3\0", "SQLite"),
+    (b"\x7fELF", "ELF"), (b"\xd0\xcf\x11\xe0", "Office"))
+# what isprintable() lets pass, and nobody sees; and the sign that stands before what is made visible
+UNSEEN = ("[\\\\\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u2800\u3164\ufe00-\ufe0f\uffa0"
+          "\U000e0100-\U000e01ef]")
+VIEW_BYTES = 4 << 20           # of one file that are shown, and compared
+VIEW_LINES = 40, 20            # first and last lines of a text that are shown without --all
+VIEW_WIDTH = 300               # characters of a line without --all
+COMPARED_LINES = 5000          # of texts with more it is only said that they differ
+
+
+class Held(Exception):
+    """Nothing leaves of a run: it waits for a person. since: seconds since the epoch."""
+
+    def __init__(self, since):
+        Exception.__init__(self, "held for a person")
+        self.since = since
+
+
+class Hold:
+    """What is held of the run with this control directory (bytes)."""
+
+    def __init__(self, control):
+        self.folder = os.path.join(control, b"held")
+        # base/NAME, where the control directory is base/.mi/NAME
+        self.work = os.path.join(os.path.dirname(os.path.dirname(control)), os.path.basename(control))
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def read(self, name):
+        """One of its notes; None if it is not there. ValueError, TypeError if it cannot be read."""
+        try:
+            with open(self.path(name), "rb") as text:
+                return dict(json.loads(text.read().decode("utf-8")))
+        except FileNotFoundError:
+            return None
+
+    def note(self):
+        """{"v", "run", "command", "since", "manifest": its sum, "copy": are there copies?, "files", "bytes"};
+        None if nothing of the run was ever held."""
+        return self.read(b"note")
+
+    def decision(self, limit):
+        """The word that holds: {"v", "what": released or refused, "manifest", "run", "t", "by", "reason"};
+        None as long as there is none. limit: seconds (hold_for) after which it is refused; 0: never."""
+        note = self.note()
+        word = self.read(b"decided") if note else None
+        if note and word is None and limit and time.time() > note["since"] + limit:
+            word = self.decide("refused", "hold_for", "")
+        return word if word and word.get("manifest") == note["manifest"] else None
+
+    def pending(self, limit):
+        """Since when it waits for a person (seconds since the epoch); None if it does not."""
+        note = self.note()
+        return note["since"] if note and self.decision(limit) is None else None
+
+    # What is held
+
+    def make(self, ident, name, command, found):
+        """Holds what was found (a Collector). name: RUN; ident: for the log. ValueError if it has changed
+        since it was judged. OSError."""
+        fresh, rows = self.folder + b".new", rows_of(found)
+        remove_tree(fresh)                             # of one that was killed here
+        os.mkdir(fresh, 0o700)
+        note = {"v": 1, "run": name, "command": command, "since": int(time.time()), "bytes": found.total,
+                "files": len(found.found), "manifest": manifest_sum(name, rows),
+                "copy": copies_made(found.found, fresh)}
+        for leaf, data in ((b"files", rows), (b"note", note)):
+            write_synced(os.path.join(fresh, leaf), json.dumps(data).encode())
+        sync_path(fresh)
+        fault("held made")
+        os.rename(fresh, self.folder)
+        sync_path(os.path.dirname(self.folder))
+        log("warn", ident, "7 held for a person", manifest=note["manifest"], files=note["files"],
+            bytes=note["bytes"], copy=note["copy"])
+        fault("held placed")
+
+    def drop(self, ident):
+        """What was held is not there any more as it was: no word about it counts, and it is held anew."""
+        log("error", ident, "7 what was held has changed: it is held anew", control=shown(self.folder))
+        gone = self.folder + b"." + utf8(os.urandom(4).hex())
+        os.rename(self.folder, gone)
+        fault("held dropped")
+        remove_tree(gone)
+
+    def forget_copies(self):
+        """It was delivered: what was said of it stays."""
+        for name in os.listdir(self.folder) if os.path.isdir(self.folder) else ():
+            if name.isdigit():
+                os.unlink(self.path(name))
+
+    def rows(self):
+        """As rows_of() found them; None if they are not those that held/note is about."""
+        note, rows = self.note(), self.read(b"files")
+        return rows if note and rows and manifest_sum(note["run"], rows) == note["manifest"] else None
+
+    def results(self, tree_of, copy=True):
+        """[Result] of the files that are held: copies, or (also without `copy`) where the command left them.
+        tree_of(folder): its ResultTree. ValueError if nobody knows any more what was held. OSError."""
+        rows, copy = self.rows(), copy and self.note()["copy"]
+        if rows is None:
+            raise ValueError("held/files is not what held/note is about")
+        if copy:
+            return [result_of_note(row, tree_of(self.folder), b"%06d" % place)
+                    for place, row in enumerate(rows["files"])]
+        # (the poller's logs lie in the control directory)
+        return [result_of_note(row, tree_of(os.path.dirname(self.folder) if row[7] else self.work),
+                               utf8(row[1])) for row in rows["files"]]
+
+    def is_whole(self):
+        """Are all of these bytes there?"""
+        try:
+            with open_trees() as tree_of:
+                for one in self.results(tree_of):
+                    with one.source.open() as source:
+                        for at in range(0, one.size, PIECE):
+                            source.read(min(PIECE, one.size - at))
+            return True
+        except (OSError, ValueError):
+            return False
+
+    def collector(self, look, rules, tell, tree_of):
+        """The Collector of what leaves now that a word was said; None if what was held has changed. look():
+        looks at it anew, where there are no copies; rules, tell: as Collector's; tree_of(folder): its
+        ResultTree."""
+        note, rows, word = self.note(), self.rows(), self.decision(0)
+        if rows is None:
+            return None
+        if note["copy"]:
+            found = Collector(rules, tell)
+            for one in self.results(tree_of):
+                found.found.append(one)
+            for row in rows["folders"]:
+                found.folders.append(result_of_note(row, None, b""))
+            found.verdicts.update(rows["verdicts"])
+            found.kept_by_name = {name: tuple(why) for name, why in rows["kept_by_name"].items()}
+            found.held, found.named, found.total = rows["held"], set(rows["named"]), note["bytes"]
+        else:
+            found = look()
+            if manifest_sum(note["run"], rows_of(found)) != note["manifest"]:
+                return None
+        if word["what"] == "refused":
+            found.refuse_held()
+        return found
+
+    # A word
+
+    def decide(self, what, by, reason):
+        """The word of a person, or of hold_for: released or refused. Returns the word that holds: an earlier
+        one, where there is one. 75 if somebody else is at it."""
+        with open(self.path(b"note"), "rb") as lock:
+            if try_lock(lock) == LOCK_HELD:
+                raise Stop(EX_TEMPFAIL, _("somebody else is deciding about it: try again"))
+            note, said = self.note(), self.read(b"decided")
+            if said and said.get("manifest") == note["manifest"]:
+                return said
+            word = {"v": 1, "what": what, "manifest": note["manifest"], "run": note["run"],
+                    "t": round(time.time(), 3), "by": by, "reason": reason}
+            write_synced(self.path(b"decided.new"), json.dumps(word).encode())
+            fault(what + " unsaid")
+            os.rename(self.path(b"decided.new"), self.path(b"decided"))
+            sync_path(self.folder)
+            fault(what + " said")
+            return word
+
+    def note_shown(self, manifest, by):
+        """A person has looked at what is held."""
+        told = {"t": round(time.time(), 3), "manifest": manifest, "by": by}
+        write_synced(self.path(b"shown"), json.dumps(told).encode())
+
+    def was_shown(self):
+        """Has anybody looked at it as it is now?"""
+        told = self.read(b"shown")
+        return told is not None and told.get("manifest") == self.note()["manifest"]
+
+
+@contextlib.contextmanager
+def open_trees():
+    """A function that gives the ResultTree of a folder; they are closed in the end."""
+    trees = {}
+
+    def tree_of(folder):
+        if folder not in trees:
+            trees[folder] = ResultTree(folder)
+        return trees[folder]
+
+    try:
+        yield tree_of
+    finally:
+        for tree in trees.values():
+            tree.close()
+
+
+def rows_of(found):
+    """What is kept of a Collector that is held, as JSON has it."""
+    rows = {"files": list(map(row_of_result, found.found)),
+            "folders": list(map(row_of_result, found.folders)), "held": found.held,
+            "verdicts": found.verdicts, "named": sorted(found.named), "kept_by_name": found.kept_by_name}
+    return json.loads(json.dumps(rows))
+
+
+def row_of_result(one):
+    """A Result as a row of held/files: the last word is whether it lies in the control directory."""
+    source = one.source
+    real, sums, top = ("", b"", b"") if source is None else (
+        source.decode("utf-8", "surrogateescape"), source.sums, source.tree.path)
+    sums = binascii.b2a_base64(sums, newline=False).decode()
+    in_control = os.path.basename(os.path.dirname(top)) == b".mi"
+    return [one.name, real, one.size, one.sum256, one.executable, one.mtime, sums, in_control]
+
+
+def result_of_note(row, tree, real):
+    """The Result of a row; its bytes are those of the file `real` in that tree (None: a directory)."""
+    name, _real, size, sum256, executable, mtime, sums, _here = row
+    source = tree and JudgedBytes(tree, real, size, binascii.a2b_base64(sums))
+    return Result(source, size, name, bytes.fromhex(sum256), executable, mtime)
+
+
+def manifest_sum(run, rows):
+    """What a word is about: the sha256 of all that leaves, and of which of it was held."""
+    import hashlib
+    told = [[row[0]] + row[2:6] for row in rows["files"] + rows["folders"]]
+    text = json.dumps([run, told, sorted(rows["held"])])
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def copies_made(results, folder):
+    """Are copies of all results there now? Without room for them there are none. ValueError if a result is
+    not any more what was judged. OSError."""
+    disk = os.statvfs(folder)
+    if sum(one.size for one in results) + FULL_BELOW > disk.f_bavail * disk.f_frsize:
+        return False
+    try:
+        for place, one in enumerate(results):
+            path = os.path.join(folder, b"%06d" % place)
+            with one.source.open() as source, open(path, "xb") as out:
+                for at in range(0, one.size, PIECE):
+                    out.write(source.read(min(PIECE, one.size - at)))
+                out.flush()
+                os.fsync(out.fileno())
+            fault("copy held")
+        return True
+    except OSError as error:
+        if error.errno not in FULL_WORDS:
+            raise
+        for name in os.listdir(folder):
+            os.unlink(os.path.join(folder, name))
+        return False
+
+
+def what_leaves(run, rules, kinds):
+    """Collectors, one after the other, as long as what leaves of a GateRun changes while it is sent: as its
+    rules and a person let it out. Held, if a person has to say so first."""
+    hold = Hold(run.control)
+    while hold.note():
+        if hold.decision(rules["hold_for"]) is None:
+            raise Held(hold.note()["since"])
+        found = hold.collector(lambda: run.collect(rules, kinds), rules, run.note_stay, run.tree)
+        if found is not None:
+            run.count_kept(found)
+            yield found
+        run.close_trees()
+        hold.drop(run.ident)
+    for found in run.collect_until_steady(rules, kinds):
+        if not found.held:
+            yield found
+            continue
+        try:
+            hold.make(run.ident, run.name, run.order["command"], found)
+        except ValueError:                             # collect_until_steady() knows what has changed
+            continue
+        raise Held(hold.note()["since"])
+
+
+# A person's words
+
+def held_row(name, control, limit):
+    """What is held of a run, as a row of `outbox`; None if nothing waits. limit: hold_for."""
+    hold = Hold(control)
+    since = hold.pending(limit)
+    if since is None:
+        return None
+    return dict(hold.note(), id=name, state="held", until=since + limit if limit else None)
+
+
+def held_line(row):
+    """That as a line."""
+    until = _(", then refused: %s") % day_and_time(row["until"]) if row["until"] else ""
+    return _("%s  held for a person since %s%s  %s: %d files, %d bytes") % (
+        row["id"], day_and_time(row["since"]), until, printable(row["command"]), row["files"], row["bytes"])
+
+
+def day_and_time(when):
+    """Seconds since the epoch, for people."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+
+
+def who_says():
+    """The person at the terminal, as far as this host knows."""
+    import pwd
+    try:
+        me = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        me = str(os.geteuid())
+    return " / ".join(filter(None, (me, printable(os.environ.get("SUDO_USER", "")))))
+
+
+def must_wait(name, hold, limit):
+    """64 if nothing of this run waits for a person."""
+    if hold.pending(limit) is None:
+        word, why = hold.decision(0), _("nothing of it waits for a person")
+        if word:
+            said = {"released": _("it was released"), "refused": _("it was refused")}[word["what"]]
+            why = "%s (%s, %s)" % (said, printable(word["by"]), day_and_time(word["t"]))
+        raise Stop(EX_USAGE, "%s: %s" % (name, why))
+
+
+def release(name, control, limit, unseen):
+    """A person's word: all of it leaves. unseen: also if nobody has looked at it. 64 if nothing waits, 65 if
+    it has changed since it was held, 77 if nobody has looked at it as it is, or a calculation says so."""
+    hold = Hold(control)
+    must_be_person(name)
+    must_wait(name, hold, limit)
+    if not unseen and not hold.was_shown():
+        raise Stop(EX_REFUSED, _("%s: nobody has looked at it as it is now: show %s, or release it with"
+                                 " --unseen") % (name, name))
+    if not hold.is_whole():
+        hold.drop(name)
+        raise Stop(EX_DATA, _("%s: it has changed since it was held: nothing leaves; it is held anew, look at"
+                              " it again") % name)
+    say_word(name, hold, "released", "")
+
+
+def refuse(name, control, limit, reason):
+    """A person's word: what was held stays. The reason stays on this host. 64 if nothing waits, or without a
+    reason."""
+    must_be_person(name)
+    must_wait(name, Hold(control), limit)
+    if not reason:
+        raise Stop(EX_USAGE, _("refuse needs --reason TEXT (which stays on this host)"))
+    say_word(name, Hold(control), "refused", reason)
+
+
+def must_be_person(name):
+    """77 if a calculation says it."""
+    if os.environ.get("MI_RUN"):
+        raise Stop(EX_REFUSED, _("%s: a calculation does not decide about results") % name)
+
+
+def say_word(name, hold, what, reason):
+    """Writes the word, unless another one was quicker: 64."""
+    by = who_says()
+    word = hold.decide(what, by, reason)
+    if (word["what"], word["by"], word["reason"]) != (what, by, reason):
+        must_wait(name, hold, 0)
+    log("info", name, "7 " + what, by=by, manifest=word["manifest"], **({"reason": reason} if reason else {}))
+
+
+# What a person sees
+
+def show_held(name, control, limit, whole, as_json):
+    """Prints what is held of a run: each file with its size, kind and sum, why it is held, what of it was
+    otherwise when a result of the same command was released last, and its text, in which nothing hides; noted
+    as seen. whole: no line is left out. 65 if it has changed since it was held."""
+    hold = Hold(control)
+    row, rows = held_row(name, control, limit), hold.rows()
+    try:
+        with open_trees() as tree_of:
+            earlier = Earlier(last_released(control), tree_of)
+            views = (view_of(one, rows["held"].get(one.name, ""), earlier, whole)
+                     for one in hold.results(tree_of))
+            row.update(folders=[folder[0] for folder in rows["folders"]], verdicts=rows["verdicts"],
+                       earlier=earlier.name)
+            if as_json:
+                print(json_of(dict(row, results=list(views))))
+            else:
+                print_view(row, views)
+    except (FileNotFoundError, ValueError, TypeError):
+        hold.drop(name)
+        raise Stop(EX_DATA, _("%s: it has changed since it was held: nothing leaves; it is held anew, look at"
+                              " it again") % name)
+    hold.note_shown(row["manifest"], who_says())
+
+
+def print_view(row, views):
+    """That for people; views: of the files."""
+    print(held_line(row))
+    print(_("manifest: %s") % row["manifest"])
+    print(_("released last of this command: %s") % row["earlier"] if row["earlier"] else
+          _("nothing of this command was released before"))
+    for one in views:
+        print("\n%s  %s  sha256 %s" % (visible(one["name"]), _("%d bytes, %s") % (one["size"], one["kind"]),
+                                       one["sha256"]))
+        told = (one["executable"] and _("executable"), one["held"] and _("held: %s") % visible(one["held"]),
+                one["earlier"])
+        more = [_("%d lines more (--all)") % one["more"]] if one["more"] else []
+        lines = list(filter(None, told)) + one["difference"] + ["| " + line for line in one["lines"]] + more
+        print("".join("  %s\n" % line for line in lines), end="")
+    for folder in row["folders"]:
+        print(_("empty directory: %s") % visible(folder))
+    for code, entry in sorted(row["verdicts"].items()):
+        print(_("stays here in any case: %s %d") % (code, entry["count"]))
+
+
+def visible(text):
+    """text in which all is seen: what steers a terminal, hides, or stands at the end of a line as a blank, is
+    written as \\x.. or \\u....; a backslash as two."""
+    def named(char):
+        code = ord(char)
+        if char in "\\\t":
+            return {"\\": "\\\\", "\t": "\\t"}[char]
+        if 0xdc80 <= code <= 0xdcff:                   # a byte that is no UTF-8
+            return "\\x%02x" % (code - 0xdc00)
+        return ("\\x%02x" if code < 0x100 else "\\u%04x" if code < 0x10000 else "\\U%08x") % code
+
+    bare = text.rstrip(" ")
+    hides = re.compile(UNSEEN)
+    if not bare.isprintable() or hides.search(bare):
+        bare = "".join(named(char) if not char.isprintable() or hides.match(char) else char for char in bare)
+    return bare + "\\x20" * (len(text) - len(text.rstrip(" ")))
+
+
+def kind_of(data):
+    """What bytes are, by how they begin, for people."""
+    named = [name for begin, name in KNOWN_BYTES if data.startswith(begin)]
+    if named or b"\0" in data:
+        return named[0] if named else _("binary")
+    return _("text") if max(data[:-4].decode("utf-8", "surrogateescape"), default="") < "\udc80" else (
+        _("text, not UTF-8"))
+
+
+def view_of(one, why, earlier, whole):
+    """A file that is held (a Result), for show_held(). ValueError if it has changed."""
+    with one.source.open() as reader:
+        data = reader.read(min(one.size, VIEW_BYTES))
+    kind, (told, difference) = kind_of(data), earlier.compared(one, data)
+    if b"\0" in data:
+        lines, all_lines = [data[at:at + 32].hex() for at in range(0, len(data), 32)], -(-one.size // 32)
+    else:
+        lines = [visible(line) for line in text_lines(data)]
+        all_lines = len(lines) + (one.size > len(data))
+    first, last = VIEW_LINES
+    if not whole and len(lines) > first + last:
+        lines = lines[:first] + ["..."] + lines[-last:] if b"\0" not in data else lines[:8]
+    if not whole:
+        difference = difference[:first + last]
+        lines = [line[:VIEW_WIDTH] + (line[VIEW_WIDTH:] and " ...") for line in lines]
+    return {"name": one.name, "size": one.size, "sha256": one.sum256, "executable": one.executable,
+            "kind": kind, "held": why or "", "earlier": told, "difference": difference, "lines": lines,
+            "more": max(0, all_lines - len(lines) + lines.count("..."))}
+
+
+def text_lines(data):
+    """The lines of a text; a byte that is no UTF-8 as a surrogate."""
+    lines = data.decode("utf-8", "surrogateescape").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+class Earlier:
+    """What was released last of a command, to compare with. control: of that run, None if there is none;
+    tree_of(folder): its ResultTree."""
+
+    def __init__(self, control, tree_of):
+        self.name = shown(os.path.basename(control)) if control else ""
+        self.files = {}                                # {name: its Result then}
+        try:
+            if control:
+                self.files = {one.name: one for one in Hold(control).results(tree_of, copy=False)}
+        except (OSError, ValueError):
+            pass                                       # its directory is gone
+
+    def compared(self, one, data):
+        """(in a word how a Result differs from the file of that name which was released then, the lines that
+        are otherwise)."""
+        then = self.files.get(one.name)
+        if then is None:
+            return (_("there was no file of this name then") if self.files else ""), []
+        if then.digest == one.digest:
+            return _("the same as then"), []
+        told = _("another one than then (it had %d bytes)") % then.size
+        try:
+            with then.source.open() as reader:
+                before = reader.read(min(then.size, VIEW_BYTES))
+        except (OSError, ValueError):                  # what was released then is not there any more
+            return told, []
+        old, new = text_lines(before), text_lines(data)
+        if b"\0" in before + data or max(len(old), len(new)) > COMPARED_LINES:
+            return told, []
+        import difflib
+        found = difflib.unified_diff(old, new, lineterm="", n=0)
+        return told, [line[:1] + " " + visible(line[1:]) for line in found if line[:3] not in ("---", "+++")]
+
+
+def last_released(control):
+    """The control directory of what was released last of the same command, beside this one; or None."""
+    folder, command, found = os.path.dirname(control), Hold(control).note()["command"], (0, None)
+    for name in os.listdir(folder):
+        one = Hold(os.path.join(folder, name))
+        if os.path.exists(one.path(b"decided")) and one.note()["command"] == command:
+            word = one.decision(0)
+            if word and word["what"] == "released" and word["t"] > found[0]:
+                found = word["t"], os.path.join(folder, name)
+    return found[1]
 # ==== end shared ====
 
 
@@ -1684,10 +2252,13 @@ STATES = NEW + UNDER_WAY + OVER + ("gone",)
 # The two doors themselves
 
 def cmd_guard(options):
-    """Serves a session of the key by the owner's rules. 77 if it asks for anything else."""
+    """Serves a session of the key by the owner's rules (77 if it asks for anything else), or obeys the owner
+    at his terminal: what he says never comes over the wire."""
     if options.print_key_line:
         return print_key_line(options)
     rules = guard_rules(options)
+    if options.word_of_owner:
+        return obey_owner(options, rules)
     why = open_to_others(rules["base"])
     if why:
         raise Stop(EX_CONFIG, "[ssh guard] base: " + why)
@@ -1778,6 +2349,69 @@ def print_key_line(options):
     where = 'from="%s",' % rules["ssh guard"]["from"] if rules["ssh guard"]["from"] else ""
     sys.stdout.write('restrict,%scommand="%s" %s\n' % (where, command, key))
     return 0
+
+
+def obey_owner(options, rules):
+    """outbox, show, release, refuse: of the runs of all keys, or, with --key, of that one's. 64 for another
+    word or run, 77 in a session of a key."""
+    if "SSH_ORIGINAL_COMMAND" in os.environ:
+        raise Stop(EX_REFUSED, _("these words are said at this host's terminal only"))
+    word, limit, places = options.word_of_owner, rules["outbound"]["hold_for"], list(places_of_keys(rules))
+    if word == "outbox":
+        rows = [row for row in (held_row(place.ident, held_now(place), limit) for place in places) if row]
+        print(json_of(rows) if options.json else "\n".join(map(held_line, rows)), end="\n" if rows else "")
+        return 0
+    found = [place for place in places if len(options.id) >= 8 and place.ident.startswith(options.id)]
+    if word not in ("show", "release", "refuse") or len(found) != 1:
+        raise Stop(EX_USAGE, _("say guard outbox, guard show ID, guard release ID, or guard refuse ID"
+                               " --reason TEXT, with an ID of outbox"))
+    ident, control = found[0].ident, held_now(found[0])
+    with into_keeper_log(rules):
+        if word == "show":
+            must_wait(ident, Hold(control), limit)
+            show_held(ident, control, limit, options.all, options.json)
+            return 0
+        if word == "release":
+            release(ident, control, limit, options.unseen)
+        else:
+            refuse(ident, control, limit, options.reason)
+    print(_("said; the runner's `resume` goes on with it"))
+    return 0
+
+
+def places_of_keys(rules):
+    """The Place of every run of all keys; with --key, of that key's."""
+    top, names = rules["base"], [b""]
+    if not rules["key"] and os.path.isdir(top):
+        names += [name for name in os.listdir(top) if os.path.isdir(os.path.join(top, name, b".mi"))]
+    for name in names:
+        base = os.path.join(top, name) if name else top
+        for ident in run_names(base):
+            yield Place(dict(rules, base=base, key=rules["key"] or os.fsdecode(name)), ident)
+
+
+def held_now(place):
+    """The control directory of a run. If that is over, and no runner has asked for its results yet, they are
+    held now, where they are to be."""
+    asked = place.has(b"held") or place.has(b"fetched") or place.state()["state"] not in OVER
+    if not asked and ("hold" in place.let_out() or place.rules["outbound"]["deny_content"]):
+        try:
+            results = JudgedResults(place)
+            results.collect(False)
+            results.tree.close()
+        except (OSError, Refusal):                     # nobody can look at it now
+            pass
+    return place.control
+
+
+@contextlib.contextmanager
+def into_keeper_log(rules):
+    """What is logged meanwhile does not go to the other side."""
+    SAY["log"] = keeper_log(rules)
+    try:
+        yield
+    finally:
+        SAY["log"] = None
 
 
 def guard_log(rules, level, ident, step, **values):
@@ -1937,7 +2571,13 @@ class Place:
         found = {"state": there, "code": code, "why": why, "cancelled": b"cancelled" in names, "where": where}
         if b"fetched" in names and there in OVER:
             found.update(state="fetched", lost=there == "lost")
-        return found
+        return self.with_hold(found) if b"held" in names else found
+
+    def with_hold(self, found):
+        """STATE, and since when its results wait for a person; None: they do not."""
+        if found["state"] not in OVER:
+            return found
+        return dict(found, held=Hold(self.control).pending(self.rules["outbound"]["hold_for"]))
 
     def state_by_journal(self, names):
         """(state, exit code, why, where) of a run that is more than `taken`. Only what the journal calls
@@ -1988,7 +2628,7 @@ class Place:
         older guard)."""
         if not self.has(b"command"):
             return None
-        noted = self.noted(b"command")
+        noted = dict({"hold": True}, **self.noted(b"command"))
         now = [command for command in self.rules["commands"].values() if command["name"] == noted.get("name")]
         if not now and key not in noted:
             raise Refusal("refused", "what was noted of its command is broken: nothing of it leaves")
@@ -2005,7 +2645,12 @@ class Place:
         keys = {key: self.owners_key(key) for key in ("after_stop", "patterns", "logs")}
         return leaving_kinds(
             {"after_stop": keys["after_stop"] or "", "patterns": keys["patterns"] is not False,
-             "logs": keys["logs"] is not False}, stopped)
+             "logs": keys["logs"] is not False, "hold": self.is_to_be_held()}, stopped)
+
+    def is_to_be_held(self):
+        """Do its results wait for a person whatever they are?"""
+        hold = self.owners_key("hold")
+        return self.rules["outbound"]["hold"] if hold is None else hold
 
     # Inputs, before the start
 
@@ -2658,7 +3303,7 @@ class Door:
 
     def do_results(self, inputs=False, **page):
         at, room = page["from"], PAGE
-        closed = "" if at else self.place.closed()
+        closed = "" if at or self.place.has(b"held") else self.place.closed()
         if closed:
             told = {"verdicts": {"unreadable": {"count": 1, "names": [closed]}}}
             self.place.note(b"out", told)
@@ -2737,7 +3382,7 @@ class Door:
         if verdicts is None:
             raise Refusal("state", "results were not asked for yet", state=self.state()["state"])
         if not more:
-            if not self.incomplete and not set(NOT_THERE) & set(verdicts):
+            if not self.incomplete and not (set(NOT_THERE) | {"held"}) & set(verdicts):
                 self.place.note(b"fetched", {"refused": verdicts.get("refused", {}).get("count", 0)})
             self.incomplete = False
         self.wire.say(self.state())
@@ -2747,6 +3392,8 @@ class Door:
         keep = self.rules["outbound"]["keep_refused"]
         if self.name == "far" or self.state()["state"] not in OVER:
             return None
+        if self.state().get("held"):
+            return "its results are held for a person"
         verdicts = self.place.noted(b"out").get("verdicts")
         if verdicts is None:
             try:
@@ -2789,6 +3436,7 @@ class Door:
                 found, since = {"state": "lost", "why": "unreadable: %s" % error.strerror}, 0
             if found["state"] not in ("none", "gone"):
                 why = found["why"] or found.get("where", "")
+                why = "held for a person since %s" % day_and_time(found["held"]) if found.get("held") else why
                 rows.append([name, found["state"], since, printable(why)[:200], found.get("code")])
         self.wire.say({"runs": rows, "more": names[999] if len(names) > 1000 else None})
 
@@ -2930,7 +3578,9 @@ class JudgedResults:
         import hashlib
         self.place = place
         self.rules = place.rules["outbound"]
-        self.tree = ResultTree(place.work)
+        self.hold = Hold(place.control)
+        copies = self.hold.decision(self.rules["hold_for"]) and self.hold.note()["copy"]
+        self.tree = ResultTree(self.hold.folder if copies else place.work)
         self.kinds = place.let_out()
         text = json.dumps([self.rules, sorted(self.kinds)], sort_keys=True)
         self.stamp = hashlib.sha256(text.encode()).hexdigest()
@@ -2956,8 +3606,41 @@ class JudgedResults:
         return found
 
     def collect(self, inputs):
-        """The Collector of all that may leave. inputs: also inputs that nobody has touched."""
+        """The Collector of all that may leave now. inputs: also inputs that nobody has touched."""
+        with into_keeper_log(self.place.rules):
+            found = self.judged_or_held(inputs)
+        self.save(found, str(inputs))
+        return found
+
+    def judged_or_held(self, inputs):
+        """As collect(); what needs a person's word, and has none, is only counted."""
+        for _look in range(COLLECT_ROUNDS):
+            note = self.hold.note()
+            if note and self.hold.decision(self.rules["hold_for"]) is None:
+                found = self.COLLECTOR(self.rules, self.note_refused)
+                found.verdicts["held"] = {"count": note["files"], "names": []}
+                return found
+            found = self.as_was_said(inputs) if note else self.look(inputs)
+            if found is not None and (note or not found.held):
+                return found
+            with contextlib.suppress(ValueError):      # it has changed since: it is looked at once more
+                if found is not None:
+                    self.hold.make(self.place.ident, self.place.ident + ".1",
+                                   self.place.noted(b"command").get("name", ""), found)
+        raise Refusal("error", "results change again and again")
+
+    def as_was_said(self, inputs):
+        """The Collector of what a person's word lets out; None if that is void."""
+        found = self.hold.collector(lambda: self.look(inputs), self.rules, self.note_refused,
+                                    lambda folder: self.tree)
+        if found is None:
+            self.hold.drop(self.place.ident)
+        return found
+
+    def look(self, inputs):
+        """The Collector of all that the rules let out, or hold for a person."""
         found = self.COLLECTOR(self.rules, self.note_refused, self.known())
+        found.hold_all = "hold" in self.kinds
         but = set() if inputs else self.place.untouched_inputs()
         if "logs" in self.kinds and LOG not in but:
             try:
@@ -2968,8 +3651,7 @@ class JudgedResults:
             found.take_matching(self.tree, EVERYTHING, but | {LOG})
         else:
             self.refuse_all(found, but | {LOG} if "logs" in self.kinds else but)
-        self.save(found.in_order(), str(inputs))
-        return found
+        return found.in_order()
 
     def refuse_all(self, found, but):
         """Nothing leaves but the log: what there is counts as refused, without a name."""
@@ -3028,7 +3710,7 @@ class JudgedResults:
             with one.source.open() as source:
                 return [one.size, one.mtime, one.executable, one.sum256], source.read(one.size)
         except ValueError:
-            raise Stays("changing")
+            raise self.changed(one)
 
     def read_piece(self, name, at, length, size, mtime):
         """The bytes of a piece, block by block; they are those that were told of. Stays (also behind some of
@@ -3044,7 +3726,15 @@ class JudgedResults:
                     length -= len(data)
                     yield data
         except ValueError:
-            raise Stays("changing")
+            raise self.changed(one)
+
+    def changed(self, one):
+        """The Stays of a Result that is not any more what was judged. (A copy of what was held: the word
+        about it is void.)"""
+        if one.source.tree.path == self.hold.folder and os.path.isdir(self.hold.folder):
+            with into_keeper_log(self.place.rules):
+                self.hold.drop(self.place.ident)
+        return Stays("changing")
 
 
 class UnjudgedResults(JudgedResults):
@@ -3280,7 +3970,7 @@ class KeeperRun(GateRun):
         work = os.path.join(base, utf8(ident))
         control = os.path.join(base, b".mi", utf8(ident))
         with open(os.path.join(control, b"command"), "rb") as text:
-            self.note = json.loads(text.read().decode())
+            self.note = dict({"hold": True}, **json.loads(text.read().decode()))
         order = {"command": self.note["name"], "parameters": "", "result_files": {},
                  "result_patterns": list(EVERYTHING)}
         logs = [(LOG, work, utf8(LOG))]
@@ -4760,13 +5450,25 @@ class Runner:
         return stays
 
     def list_results(self):
-        """What may leave there; nothing, where nothing of a lost calculation is left."""
+        """What may leave there; nothing, where nothing of a lost calculation is left. 75 if it waits for a
+        person."""
         try:
-            return self.line.list_results(self.order["mode"] == "fielded")
+            found = self.line.list_results(self.order["mode"] == "fielded")
+            if "held" in found.verdicts:
+                raise self.held(self.line.session.ask("state").answer("state"))
+            return found
         except Declined as error:
             if error.code in ("gone", "state") and self.record.steps["ended"]["state"].startswith("lost"):
                 return Listing([], [], Verdicts())
             raise
+
+    def held(self, told):
+        """The Stop where results wait for a person. told: STATE of the protocol."""
+        since = told.get("held")
+        words = _("held for a person at the external computer since %s") % (
+            day_and_time(since) if type(since) is int and 0 <= since < 1 << 32 else "?")
+        return Stop(EX_TEMPFAIL, _("%s: its results are %s; when they are released, %s.py resume %s fetches"
+                                   " them") % (self.ident, words, PROGRAM, self.ident))
 
     def wants(self, arrivals, entry, inputs):
         """Is it to be fetched? Not what is here: an input as it was sent (fielded words: where it came from),
@@ -9015,6 +9717,9 @@ OPTIONS = {
     "--older": dict(type=seconds, metavar="TIME", help="all that ended before this time, as in 30d"),
     "--upgrade": dict(action="store_true", help="only at what another version has left"),
     "--print-key-line": dict(metavar="KEYFILE", help="the line for authorized_keys for this public key"),
+    "--all": dict(action="store_true", help="no line is left out"),
+    "--unseen": dict(action="store_true", help="also if nobody has looked at it with `show`"),
+    "--reason": dict(metavar="TEXT", help="why; it stays on this host"),
     "--key": dict(metavar="NAME",
                   help="in the key line: this key's calculations are its own, no other key sees them")}
 SUBCOMMANDS = {
@@ -9041,9 +9746,11 @@ SUBCOMMANDS = {
               "Looks at things as they are, here and at HOST, and changes nothing: OK, WARN or FAIL, and "
               "what to do.",
               "check hpc", "--upgrade"),
-    "guard": (cmd_guard, "",
-              "On the external computer: what a key in authorized_keys may do, by the rules of the ini.",
-              "guard --print-key-line mint_hpc.pub", "--key --print-key-line")}
+    "guard": (cmd_guard, "[WORD_OF_OWNER] [ID]",
+              "On the external computer: what a key in authorized_keys may do, by the rules of the ini. "
+              "At its terminal, its owner's words about results that are held for a person: outbox, show ID, "
+              "release ID, refuse ID --reason TEXT.",
+              "guard --print-key-line mint_hpc.pub", "--key --print-key-line --all --unseen --reason")}
 
 
 def streams_kind(text):
@@ -9167,6 +9874,52 @@ FINAL = (("Permission denied", EX_REFUSED), ("Host key verification failed", EX_
 
 
 JA = {
+    "On the external computer: what a key in authorized_keys may do, by the rules of the ini. At its"
+    " terminal, its owner's words about results that are held for a person: outbox, show ID, release ID,"
+    " refuse ID --reason TEXT.":
+        "外部計算機側: authorized_keys の鍵にできることを、ini の規則で限ります。その端末では、公開承認待ちの"
+        "結果についての担当者の語: outbox、show ID、release ID、refuse ID --reason 理由。",
+    "these words are said at this host's terminal only": "これらの語はこの計算機の端末でだけ使えます",
+    "say guard outbox, guard show ID, guard release ID, or guard refuse ID --reason TEXT, with an ID of"
+    " outbox":
+        "guard outbox、guard show ID、guard release ID、guard refuse ID --reason 理由 のいずれかです"
+        " (ID は outbox にあるもの)",
+    "said; the runner's `resume` goes on with it": "記録しました。実行側の resume で続きます",
+    "held for a person at the external computer since %s": "%s から外部計算機で担当者の公開承認待ち",
+    "%s: its results are %s; when they are released, %s.py resume %s fetches them":
+        "%s: 結果は %s です。承認されたら %s.py resume %s で受け取れます",
+    "somebody else is deciding about it: try again": "ほかの人が判断しているところです。もう一度試してください",
+    ", then refused: %s": "、%s を過ぎると不承認",
+    "%s  held for a person since %s%s  %s: %d files, %d bytes":
+        "%s  公開承認待ち %s から%s  %s: %d 個のファイル、%d バイト",
+    "it was released": "承認済みです",
+    "it was refused": "不承認とされています",
+    "nothing of it waits for a person": "公開承認を待つものはありません",
+    "%s: nobody has looked at it as it is now: show %s, or release it with --unseen":
+        "%s: 今の内容をまだ誰も見ていません。show %s を実行するか、--unseen を付けてください",
+    "%s: it has changed since it was held: nothing leaves; it is held anew, look at it again":
+        "%s: 保留した後に内容が変わっています。何も送りません。改めて保留しますので、もう一度確かめてください",
+    "refuse needs --reason TEXT (which stays on this host)":
+        "refuse には --reason 理由 が必要です (理由はこの計算機の外へ出ません)",
+    "%s: a calculation does not decide about results": "%s: 計算の中から結果の公開は決められません",
+    "manifest: %s": "マニフェスト: %s",
+    "released last of this command: %s": "このコマンドで最後に承認した結果: %s",
+    "nothing of this command was released before": "このコマンドの結果を承認したことはまだありません",
+    "%d bytes, %s": "%d バイト、%s",
+    "executable": "実行可能",
+    "held: %s": "保留の理由: %s",
+    "%d lines more (--all)": "ほか %d 行 (--all で表示)",
+    "empty directory: %s": "空のディレクトリ: %s",
+    "stays here in any case: %s %d": "承認しても残るもの: %s %d",
+    "binary": "バイナリ",
+    "text": "テキスト",
+    "text, not UTF-8": "テキスト (UTF-8 ではない)",
+    "there was no file of this name then": "そのときこの名前のファイルはありませんでした",
+    "the same as then": "そのときと同じです",
+    "another one than then (it had %d bytes)": "そのときと異なります (そのときは %d バイト)",
+    "no line is left out": "行を省略しません",
+    "also if nobody has looked at it with `show`": "show で誰も見ていなくても",
+    "why; it stays on this host": "理由 (この計算機の外へ出ません)",
     "the configuration file, instead of the one that is found": "設定ファイル (ini)。指定しなければ、見つかったものを使います",
     "what is found, as JSON": "結果を JSON で表示します",
     "failures only": "失敗だけを表示します",
@@ -9211,8 +9964,6 @@ JA = {
     "Removes directories there and records here.": "外部計算機のディレクトリと、こちらの記録を削除します。",
     "Looks at things as they are, here and at HOST, and changes nothing: OK, WARN or FAIL, and what to do.":
         "こちらと HOST の状態を調べ、OK・WARN・FAIL と、するべきことを示します。何も変更しません。",
-    "On the external computer: what a key in authorized_keys may do, by the rules of the ini.":
-        "外部計算機で: authorized_keys の鍵に許されることを、ini の規則で決めます。",
     "The calculations of this side; with HOST: those on that host.": "この側の計算の一覧。HOST を付けると、そのホストにある計算。",
     "example:": "例:",
     "%s: was written by a newer version of this program": "%s: より新しい版のプログラムが書いたものです",

@@ -279,6 +279,7 @@ FIELDS = {
     "from": Field(int, None, "the number of the first file", COUNT),
     "hash": Field(str, None, "sha256 of the token that the client has made"),
     "have": Field(dict, {}, "{accept_id: claim} of what the poller holds"),
+    "held": Field(int, None, "since when (seconds) the result is held for a person there"),
     "known": Field(str, None, "a stamp: the answer waits until it is another one"),
     "maxrss": Field(None, None, "KiB of memory that the command had at most"),
     "missing": Field(dict, {}, "{NAME: why}: results that are not there"),
@@ -347,7 +348,7 @@ def routes():
         ("POST", "calc-params-complete"): route(REMOTE, calc_params_complete, "accept_id claim"),
         ("POST", "calc-start"): route(REMOTE, calc_start, "accept_id claim [complete]"),
         ("POST", "calc-end"): route(REMOTE, calc_end, "accept_id claim result [exit_code] [signal] [reason]"
-                                                      " [started] [ended] [cpu] [maxrss]"),
+                                                      " [started] [ended] [cpu] [maxrss] [held]"),
         ("POST", "send-results"): route(REMOTE, send_results, "accept_id claim result_files [missing]"
                                                               " [refused] [verdicts] [more] [digest] [end]"),
         ("POST", "end-send"): route(REMOTE, end_send, "accept_id claim result"),
@@ -821,6 +822,8 @@ def calc_end(call):
     name = "calc-end" if word == "calc end" or row["state"] not in BEFORE_START else "calc-end abnormal"
     make_step(call, name, row, status="completed" if good else "abnormal", reason=reason, ended=time.time(),
               exit_code=code, signal=call["signal"], report=json.dumps(report))
+    if row["state"] in RETURNING:                      # told once more
+        call.relay.claims.note_held(row, call["held"])
     return {"message": "ended"}
 
 
@@ -1124,6 +1127,7 @@ def hear_of(call, row, accept_id, entry, answer):
     else:
         claims.renew(row)
         claims.note_what(row, entry.get("what"))
+        claims.note_held(row, entry.get("held"))
         if row["cancel"] and row["state"] in STOPPABLE:
             answer["cancel"].append(accept_id)
         if "out" in entry or "err" in entry:
@@ -2276,6 +2280,17 @@ class Access:
 
 # ==== leases and restore ====
 
+HELD = "held for a person since "      # how `waits` begins of what waits for a person there
+
+
+def held_since(row):
+    """Since when the result of a calculation (a row of BRIEF) is held for a person, or None."""
+    import calendar
+    if row["state"] not in RETURNING or not row["waits"].startswith(HELD):
+        return None
+    return calendar.timegm(time.strptime(row["waits"][len(HELD):], "%Y-%m-%dT%H:%M:%SZ"))
+
+
 class Claims:
     """Who holds what: leases on a monotonic clock, full again after a start; silence, pauses, life after a
     restore."""
@@ -2377,6 +2392,14 @@ class Claims:
                 self.noted.clear()
             self.noted[accept_id, user] = time.monotonic()
             self.relay.store.write(work, "waits", wait=False)
+
+    def note_held(self, row, since):
+        """Its poller says since when the result is held for a person there (seconds since the epoch; None:
+        it is not, any more). Kept with it: whoever asks later, or after a restart, knows it, too."""
+        held = type(since) is int and 0 <= since < 1 << 32 and row["state"] in RETURNING
+        why = HELD + time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since)) if held else ""
+        if why != row["waits"] and (held or row["waits"].startswith(HELD)):
+            self.note_waits(row["accept_id"], row["user"], why)
 
     def may_note(self, accept_id, user):
         """Is it some seconds ago that anything was noted of why it waits? Nobody waits for these notes to be
@@ -2839,7 +2862,7 @@ class Facts:
         return {"allowed": row["allowed"], "touched": row["touched"], "started": row["started"],
                 "ended": row["ended"] or row["touched"], "told": self.told.get("since") or heard,
                 "heard": heard, "gone": broke or heard or self.now - (silent or 0),
-                "output": self.last_output(), "": None}
+                "held": held_since(row), "output": self.last_output(), "": None}
 
     def last_output(self):
         """When its command wrote last, as far as it has come here, or when it was started."""
@@ -3054,6 +3077,9 @@ CAUSES = [
           "a new token in its token_file: it takes that by itself", lambda f: f.token_is("expired"), "heard"),
     Cause("token-revoked", OPERATOR, "the token of the poller of site %(site)s was revoked", TOKEN,
           "a new token in its token_file: it takes that by itself", lambda f: f.token_is("revoked"), "heard"),
+    Cause("held", ADMIN, "its command has ended, and its result is held for a person at the external computer"
+          " %(site)s", "mi_system_remote.py show %(id)s", "release or refuse, by that person",
+          lambda f: held_since(f.row) is not None, "held"),
     Cause("out-of-contact", ADMIN, "the external computer has it, but its poller, its host or the line is"
           " down; nothing is lost", LIST, "it goes on when they are back", Facts.is_out_of_contact, "gone"),
     Cause("silent", ADMIN, "the poller of site %(site)s does not ask any more: it was stopped, or its host or"
@@ -3940,6 +3966,8 @@ def word_for_people(row, silent, what):
     for beginning, word in (("cancelled", "cancelled"), ("lost", "lost"), ("ended by an operator", "lost")):
         got = word if got == "abnormal" and row["reason"].startswith(beginning) else got
     waits = row["state"] in (SENT, RUNNING) and what and not what.startswith("running")
+    if held_since(row) is not None:
+        return "held"
     if silent is not None and row["state"] in CLAIMED:
         return "away"
     return "queued" if waits else {REGISTERED: "registered", ALLOWED: "waiting", SENDING: "taken",
@@ -6567,7 +6595,7 @@ def cmd_list(options):
 
 def row_for_people(row):
     """A row of list, for people."""
-    state = state_cell(row["state"], row["status"])
+    state = state_cell("held" if held_since(row) is not None else row["state"], row["status"])
     if row["out_of_contact"] is not None:
         state = "?" + state[1:] + _(", out of contact")
     return dict(row, registered=local_time(row["registered"]), reason=row["reason"] or row["waits"],
@@ -9630,7 +9658,7 @@ def write_bundle(path, parts, look):
 # anew while they change. {state for people: its sign, which no colour replaces}, {sign: its colour}
 STATES = {"registered": ".", "waiting": "-", "taken": "<", "queued": "-", "running": ">", "ended": "=",
           "sending": "=", "done": "+", "abnormal": "!", "fetched": "+", "undelivered": "=", "delivered": "+",
-          "kept": "!", "lost": "!", "out of contact": "?"}
+          "kept": "!", "lost": "!", "out of contact": "?", "held": "-"}
 COLOURS = {"-": "33", "<": "36", ">": "32", "=": "36", "+": "32", "!": "31", "?": "35"}
 # the relay's, the wire's and the poller's own words for them
 STATE_WORDS = {"allowed": "waiting", "sent": "taken", "getting": "sending", "got": "done",
@@ -10587,7 +10615,7 @@ registered: ['registered', '入力待ち'], waiting: ['waiting', '実行待ち']
 queued: ['queued', '順番待ち'], running: ['running', '実行中'], ended_: ['ended', '結果待ち'],
 sending: ['sending', '結果転送中'], done_: ['done', '正常終了'], abnormal: ['abnormal', '異常終了'],
 fetched: ['fetched', '受取済み'], cancelled: ['cancelled', '取消'], lost: ['lost', '打ち切り'],
-away: ['out of contact', '連絡途絶'],
+held: ['held for a person', '公開承認待ち'], away: ['out of contact', '連絡途絶'],
 y_maintenance: ['maintenance', '保守中'], 'y_takes-stock': ['relay takes stock', '復元後の確認中'],
 'y_other-user': ['pollers of other users only', 'ほかの利用者のポーラーだけ'],
 'y_other-site': ['its poller asks for another site', 'ポーラーが別のサイトを求めている'],
@@ -10602,6 +10630,7 @@ y_fielded: ['fielded poller', '従来版ポーラー'], y_untold: ['poller does 
 'y_relay-disk': ['relay’s disk full', '中継サーバーの空き不足'], 'y_out-of-contact': ['out of contact', '連絡途絶'],
 y_cancelling: ['being stopped', '停止中'], y_queued: ['batch queue', 'バッチの順番待ち'],
 y_quiet: ['prints nothing', '出力なし'], y_undelivered: ['undelivered', '未送信'],
+y_held: ['held for a person', '公開承認待ち'],
 };
 const SIGNS = {open: '\u25cf good', busy: '\u25d0 work', paused: '\u2016 warn', hours: '\u25d4 soft',
 disk: '\u25b2 bad',
@@ -10609,6 +10638,7 @@ drain: '\u25bd warn', once: '\u25cb soft', silent: '\u2715 bad', untold: '? soft
 never: '\u2013 soft',
 registered: '\u25cb soft', waiting: '\u25d4 warn', taken: '\u2192 work', queued: '\u2261 work',
 running: '\u25ba work',
+held: '\u2016 warn',
 ended: '\u25a0 work', sending: '\u2190 work', done: '\u2713 good', abnormal: '\u2715 bad',
 fetched: '\u2713 soft',
 cancelled: '\u2298 soft', lost: '\u2715 bad', away: '! bad'};
@@ -11396,6 +11426,7 @@ JA = {
     "abnormal": "異常終了",
     "fetched": "受取済み",
     "undelivered": "未送付",
+    "held": "公開承認待ち",
     "delivered": "送付済み",
     "kept": "受取拒否",
     "lost": "打ち切り",
@@ -11499,6 +11530,9 @@ JA = {
     "its command runs, but has written nothing for a while": "コマンドは実行中ですが、しばらく何も出力していません",
     "its end, or `cancel`": "終わりを待つか、`cancel` で止めてください",
     "its command runs": "コマンドを実行中です",
+    "its command has ended, and its result is held for a person at the external computer %(site)s":
+        "コマンドは終わり、結果は外部計算機 %(site)s で担当者の公開承認を待っています",
+    "release or refuse, by that person": "担当者の release または refuse",
     "its command has ended, and its result waits there: the relay has not taken it":
         "コマンドは終わり、結果が外部計算機で待っています。中継サーバーがまだ受け取っていません",
     "resend tries it at once": "resend ですぐに送り直します",

@@ -8,10 +8,9 @@ usage: mi_system_remote.py poll [--once] [--drain] [--jobs N] [--idle-exit SECON
                 --drain: takes nothing new, ends when all here is delivered; --idle-exit: after so long idle
        mi_system_remote.py SITE BASE_URL TOKEN|login [debug] [no_auth[:CAFILE]] [port:N]
                            [retry:COUNT,INTERVAL] [calc_base:DIR]
-       mi_system_remote.py list | show ID | explain ID      what is or was here, and how the poller stands;
-                                                all of one; why it is where it is, or not here
-       mi_system_remote.py metrics | pause | resume      figures; takes nothing new until resume
-       mi_system_remote.py outbox | resend ID   results that wait: since when, why, next try; tries now
+       mi_system_remote.py list | show ID | explain ID | metrics | pause | resume    what is here; all of one;
+                                                why it is there; figures; takes nothing new until resume
+       mi_system_remote.py outbox | resend ID | release ID | refuse ID --reason TEXT    results that wait
        mi_system_remote.py try COMMAND [FILE...]     runs one of the list on files of this host, without relay
        mi_system_remote.py check [--upgrade] | bundle FILE      is all well here; packs what support needs
        mi_system_remote.py unit [--once | --timer | --cloud-init]     prints a systemd unit, or what it needs
@@ -34,19 +33,20 @@ What is never lost: everything is on disk before it is told. Stop, kill or updat
 Token: token_file (0600; a kit's first start exchanges token_file.code for it), $MI_DISTCOMP_TOKEN, a prompt, or
   $CREDENTIALS_DIRECTORY/mi_distcomp_token. On the command line others see it for a moment: it is warned of.
 
-exit codes: 0 done, or stopped by SIGTERM, 64 usage, 69 relay unavailable, 70 bug, 74 input/output, 75 another
-poller holds calc_base, or (--once, --drain) disk full or a result still here, 77 token or site refused, 78
-configuration, 130 after Ctrl+C
+exit codes: 0 done, or stopped by SIGTERM, 64 usage, 65 what was held has changed, 69 relay unavailable, 70
+bug, 74 input/output, 75 another poller holds calc_base, or (--once, --drain) disk full or a result still
+here, 77 token or site refused, 78 configuration, 130 after Ctrl+C
 
 contents (grep -n '^# ====' prints them with their lines):
   shared: alone                 no module is taken from where results arrive
   shared: gate                  what may run, what may leave
   shared: watch                 one run, from its first note to what it leaves behind
+  shared: hold                  what waits for a person, and his word
   one calculation               steps 3 to 8, from wherever the journal stands
   what the carrier remembers    order and journal on this disk
   the poller                    what its threads share, slots, room on the disk
   the line to the relay         asking for work, heartbeats
-  a person's words              list, show, explain, outbox, metrics, pause, check, unit
+  a person's words              list, show, explain, outbox, release, metrics, pause, check, unit
   trying a command              `try`: the gate's own way, without a relay
   start and command line
   what the ini may say
@@ -115,6 +115,7 @@ if __name__ == "__main__":
 import _thread
 import binascii
 import collections
+import contextlib
 import errno
 import functools
 import io
@@ -204,6 +205,9 @@ def gate_keys():
             "after_stop": (one_of(*sorted(AFTER_STOP)), "",
                            "what leaves of a command that was cancelled, ran too long or died of a"
                            " signal: all, logs; default: what was declared by name"),
+            "hold": (flag, None,
+                     "yes: what it leaves waits until a person on this host says `release`; default:"
+                     " [outbound]'s"),
             "leftovers": (one_of("end", "leave"), "end",
                           "leave: what the command leaves running in its directory is not ended"),
             "batch": (one_of("none", *sorted(BATCH_SYSTEMS)), "none",
@@ -226,6 +230,8 @@ def gate_keys():
                            "the whole name, a directory, or any part, in any case; blanks between them"),
             "deny_sums": (sum_list, [], "sha256 sums, blanks or line breaks between them"),
             "deny_content": (expression_list, [], "regular expressions, one a line"),
+            "hold": (flag, False, "yes: what any command leaves waits until a person on this host says so"),
+            "hold_for": (seconds, 14 * 86400.0, "what waits for a person is refused after so long; 0: never"),
             "dry_run": (flag, False, "yes: what the rules would keep leaves, and is logged"),
             "scan_timeout": (seconds, 600.0, "for one file"),
             "keep_refused": (seconds, 30 * 86400.0, "what was kept from leaving stays so long at least")}}
@@ -308,6 +314,7 @@ def commands_of(where, settings):
     for section in settings:
         if section.startswith("command "):
             command = command_of(where, section, settings[section])
+            command["hold"] = settings["outbound"]["hold"] if command["hold"] is None else command["hold"]
             if command["match"] in commands:
                 raise Stop(EX_CONFIG, _("%s: [%s] match: another command has it already") % (where, section))
             commands[command["match"]] = command
@@ -406,10 +413,11 @@ def command_env(command, work, run):
 # What may leave
 
 def leaving_kinds(command, stopped):
-    """What may leave, by how it was asked for: a set of logs, names, patterns. stopped: it did not end by
-    itself."""
+    """What may leave, by how it was asked for: a set of logs, names, patterns; and hold, if only after a
+    person's word. stopped: it did not end by itself."""
     kinds = AFTER_STOP[command["after_stop"] if stopped else "all"]
-    return {kind for kind in kinds if command.get(kind, True)}         # its keys `logs` and `patterns`
+    found = {kind for kind in kinds if command.get(kind, True)}        # its keys `logs` and `patterns`
+    return found | {"hold"} if command["hold"] else found
 
 
 @functools.lru_cache(maxsize=512)
@@ -457,6 +465,8 @@ def rule_against_live(rules, kinds, name, length, others):
     it out then, too.)"""
     if "logs" not in kinds:
         return "logs"
+    if "hold" in kinds:
+        return "hold"
     whole = [key for key in ("deny_content", "deny_sums") if rules[key]]
     return whole[0] if whole else (rule_against_name(rules, name)
                                    or rule_against_size(rules, length, 0, others))
@@ -466,8 +476,8 @@ def rule_against_live(rules, kinds, name, length, others):
 
 class Stays(Exception):
     """A result that does not leave. code: missing, refused (by a rule), limit, name (cannot travel),
-    unreadable, changing, outside (a link out of the directory), special (no file); why: for the owner's own
-    log what exactly."""
+    unreadable, changing, outside (a link out of the directory), special (no file), held (for a person: see
+    Collector.sums_or_hold()); why: for the owner's own log what exactly."""
 
     def __init__(self, code, why=""):
         Exception.__init__(self, why or code)
@@ -913,6 +923,8 @@ class Collector:
         self.total = 0                                 # bytes of found
         self.verdicts = Verdicts()
         self.kept_by_name = {}
+        self.held = {}                                 # {name: why} of those that wait for a person
+        self.hold_all = False                          # do all?
         self.named = ()                                # what was asked for by name
         ruled = any(rules[key] for key in ("deny_names", "deny_sums", "deny_content"))
         self.has_rules = ruled or rules["allow_names"] != ["*"]
@@ -1048,7 +1060,7 @@ class Collector:
                 mark = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
                 if name in self.known and self.known[name][0] == mark:
                     return self.accept(mark, self.known[name][1])
-                whole, parts = self.judged_sums(fd, info.st_size)
+                whole, parts = self.sums_or_hold(name, fd, info.st_size)
                 after = os.fstat(fd)
                 if not result or (after.st_size, after.st_mtime_ns) == (info.st_size, info.st_mtime_ns):
                     break
@@ -1060,6 +1072,30 @@ class Collector:
         source = JudgedBytes(tree, real, info.st_size, parts)
         self.accept(mark,
                     Result(source, info.st_size, name, whole, bool(info.st_mode & 0o100), info.st_mtime_ns))
+
+    def sums_or_hold(self, name, fd, length):
+        """judged_sums(); also of what waits for a person. Stays."""
+        self.held.pop(name, None)
+        try:
+            return self.judged_sums(fd, length)
+        except Stays as stays:
+            if stays.code != "held":
+                raise
+            self.hold(name, str(stays))
+            return sums_of_file(fd, length)
+
+    def hold(self, name, why):
+        """This one, which is about to be taken, leaves only after a person's word: see the block hold."""
+        self.note(name, "held: " + why, True)
+        self.held[name] = why
+
+    def refuse_held(self):
+        """The word was no: what was held stays here."""
+        for group in (self.found, self.folders):
+            group.leave_out(set(self.held))
+        for name in sorted(self.held):
+            self.keep_here(name, Stays("refused", "hold"), name in self.named)
+        self.held, self.total = {}, sum(one.size for one in self.found)
 
     def judged_sums(self, fd, length):
         """As sums_of_file(), of what the rules about contents let pass. Stays."""
@@ -1088,6 +1124,12 @@ class Collector:
             group.leave_out(twins)
             for name in sorted(twins):
                 self.keep_here(name, Stays("name"), name in self.named)
+        if self.hold_all and self.rules["dry_run"]:
+            self.note("", "dry_run: hold", True)
+        elif self.hold_all or self.held:
+            names = list(self.found.names()) + list(self.folders.names())
+            self.held = {name: self.held.get(name, "hold") for name in names
+                         if self.hold_all or name in self.held}
         return self
 
 
@@ -1110,7 +1152,7 @@ def may_match_below(text, name):
 # nothing here knows to whom. What a run remembers is in its control directory: `journal`, and the files of
 # the wrapper (see run) or of its batch system's job.
 # The owner's words that are noted at the start, should they vanish:
-NOTED_KEYS = ("batch", "after_stop", "patterns", "logs", "leftovers", "grace", "timeout")
+NOTED_KEYS = ("batch", "after_stop", "patterns", "logs", "hold", "leftovers", "grace", "timeout")
 COLLECT_ROUNDS = 50  # times that results are looked at anew because some change while they are sent
 FULL_BELOW = 1 << 20           # bytes: with less, a command that failed has probably failed of it
 FULL_WORDS = {                       # as programs say it in English
@@ -1541,11 +1583,12 @@ class GateRun:
 
     def leaving_kinds(self):
         """leaving_kinds() of it, by its section as it is now; if there is none any more, as it was when the
-        command was started."""
-        section = self.gate.commands.get(self.order["command"]) or self.last("starting") or {}
-        end = self.last("ended") or {}
+        command was started. What never began leaves nothing that a person would have to look at."""
+        starting, end = self.last("starting") or {}, self.last("ended") or {}
+        section = self.gate.commands.get(self.order["command"]) or starting
         stopped = end.get("stopped", end.get("reason") or end.get("signal"))
-        return leaving_kinds(dict({"after_stop": ""}, **section), stopped)
+        kinds = leaving_kinds(dict({"after_stop": "", "hold": True}, **section), stopped)
+        return kinds if starting else kinds - {"hold"}
 
     def tree(self, path):
         """The ResultTree of one of its directories, open until close_trees(). OSError."""
@@ -1562,6 +1605,7 @@ class GateRun:
         where the end is unknown). rules: [outbound]; kinds: see leaving_kinds(); known, changing: see
         Collector."""
         found = Collector(rules, self.note_stay, known, changing)
+        found.hold_all = "hold" in kinds
         if "logs" in kinds:
             self.collect_logs(found)
         logs, end = tuple(name for name, folder, file in self.logs), self.last("ended")
@@ -1604,6 +1648,10 @@ class GateRun:
             for name in sorted(group):
                 found.keep_here(name, stays, kind == "names")
 
+    def count_kept(self, found):
+        """How much of what was asked for stays here."""
+        self.kept_count = sum(entry["count"] for code, entry in found.verdicts.items() if code != "missing")
+
     def collect_until_steady(self, rules, kinds):
         """Collectors, one after the other, as long as results change while they are sent. From the second
         time on, what has changed is left out for good (`changing`); from the third on, also what is another
@@ -1615,12 +1663,12 @@ class GateRun:
                 found.drop_changing({result.name for result in found.found
                             if before.get(result.name, result.digest) != result.digest})
                 changing.update(found.changing)
-            self.kept_count = sum(entry["count"]
-                                  for code, entry in found.verdicts.items() if code != "missing")
+            self.count_kept(found)
             yield found
             now = {result.name for result in found.found if result.source.changed}
             changing |= now if turn else set()
-            known = {entry[1].name: entry for entry in found.found.with_stamps() if entry[1].name not in now}
+            known = {entry[1].name: entry for entry in found.found.with_stamps()
+                     if entry[1].name not in now and entry[1].name not in found.held}
             before = {result.name: result.digest for result in found.found}
             log("warn", self.ident, "7 changed while it was sent", names=" ".join(sorted(now))[:300])
         raise ValueError("results change again and again")
@@ -1643,6 +1691,524 @@ def tail_of(path):
             return text.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return []
+# ==== end shared ====
+
+
+# ==== shared: hold ====
+# What waits for a person: results that the owner's key `hold`, or a rule about contents, keeps back until
+# somebody at this host says so. There is one word for all of a run. Nothing of it leaves before; released,
+# all of it does; refused (also by hold_for), what was held stays, as what a rule refuses, and the rest
+# leaves.
+# In the control directory: held/note (what a word is about), held/files (each file, with its sums),
+# held/NNNNNN (copies of the bytes that were judged), held/shown, held/decided (the word). held/ gets its
+# name when it is whole. A word counts for the manifest whose sum it names, and for no other.
+KNOWN_BYTES = (                # how files begin, for people
+    (b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"), (b"7z\xbc\xaf", "7z"), (b"\x89PNG", "PNG"), (b"\xff\xd8\xff", "JPEG"),
+    (b"%PDF", "PDF"), (b"\x89HDF", "HDF5"), (b"CDF", "NetCDF"), (b"SQLite format 3\0", "SQLite"),
+    (b"\x7fELF", "ELF"), (b"\xd0\xcf\x11\xe0", "Office"))
+# what isprintable() lets pass, and nobody sees; and the sign that stands before what is made visible
+UNSEEN = ("[\\\\\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u2800\u3164\ufe00-\ufe0f\uffa0"
+          "\U000e0100-\U000e01ef]")
+VIEW_BYTES = 4 << 20           # of one file that are shown, and compared
+VIEW_LINES = 40, 20            # first and last lines of a text that are shown without --all
+VIEW_WIDTH = 300               # characters of a line without --all
+COMPARED_LINES = 5000          # of texts with more it is only said that they differ
+
+
+class Held(Exception):
+    """Nothing leaves of a run: it waits for a person. since: seconds since the epoch."""
+
+    def __init__(self, since):
+        Exception.__init__(self, "held for a person")
+        self.since = since
+
+
+class Hold:
+    """What is held of the run with this control directory (bytes)."""
+
+    def __init__(self, control):
+        self.folder = os.path.join(control, b"held")
+        # base/NAME, where the control directory is base/.mi/NAME
+        self.work = os.path.join(os.path.dirname(os.path.dirname(control)), os.path.basename(control))
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def read(self, name):
+        """One of its notes; None if it is not there. ValueError, TypeError if it cannot be read."""
+        try:
+            with open(self.path(name), "rb") as text:
+                return dict(json.loads(text.read().decode("utf-8")))
+        except FileNotFoundError:
+            return None
+
+    def note(self):
+        """{"v", "run", "command", "since", "manifest": its sum, "copy": are there copies?, "files", "bytes"};
+        None if nothing of the run was ever held."""
+        return self.read(b"note")
+
+    def decision(self, limit):
+        """The word that holds: {"v", "what": released or refused, "manifest", "run", "t", "by", "reason"};
+        None as long as there is none. limit: seconds (hold_for) after which it is refused; 0: never."""
+        note = self.note()
+        word = self.read(b"decided") if note else None
+        if note and word is None and limit and time.time() > note["since"] + limit:
+            word = self.decide("refused", "hold_for", "")
+        return word if word and word.get("manifest") == note["manifest"] else None
+
+    def pending(self, limit):
+        """Since when it waits for a person (seconds since the epoch); None if it does not."""
+        note = self.note()
+        return note["since"] if note and self.decision(limit) is None else None
+
+    # What is held
+
+    def make(self, ident, name, command, found):
+        """Holds what was found (a Collector). name: RUN; ident: for the log. ValueError if it has changed
+        since it was judged. OSError."""
+        fresh, rows = self.folder + b".new", rows_of(found)
+        remove_tree(fresh)                             # of one that was killed here
+        os.mkdir(fresh, 0o700)
+        note = {"v": 1, "run": name, "command": command, "since": int(time.time()), "bytes": found.total,
+                "files": len(found.found), "manifest": manifest_sum(name, rows),
+                "copy": copies_made(found.found, fresh)}
+        for leaf, data in ((b"files", rows), (b"note", note)):
+            write_synced(os.path.join(fresh, leaf), json.dumps(data).encode())
+        sync_path(fresh)
+        fault("held made")
+        os.rename(fresh, self.folder)
+        sync_path(os.path.dirname(self.folder))
+        log("warn", ident, "7 held for a person", manifest=note["manifest"], files=note["files"],
+            bytes=note["bytes"], copy=note["copy"])
+        fault("held placed")
+
+    def drop(self, ident):
+        """What was held is not there any more as it was: no word about it counts, and it is held anew."""
+        log("error", ident, "7 what was held has changed: it is held anew", control=shown(self.folder))
+        gone = self.folder + b"." + utf8(os.urandom(4).hex())
+        os.rename(self.folder, gone)
+        fault("held dropped")
+        remove_tree(gone)
+
+    def forget_copies(self):
+        """It was delivered: what was said of it stays."""
+        for name in os.listdir(self.folder) if os.path.isdir(self.folder) else ():
+            if name.isdigit():
+                os.unlink(self.path(name))
+
+    def rows(self):
+        """As rows_of() found them; None if they are not those that held/note is about."""
+        note, rows = self.note(), self.read(b"files")
+        return rows if note and rows and manifest_sum(note["run"], rows) == note["manifest"] else None
+
+    def results(self, tree_of, copy=True):
+        """[Result] of the files that are held: copies, or (also without `copy`) where the command left them.
+        tree_of(folder): its ResultTree. ValueError if nobody knows any more what was held. OSError."""
+        rows, copy = self.rows(), copy and self.note()["copy"]
+        if rows is None:
+            raise ValueError("held/files is not what held/note is about")
+        if copy:
+            return [result_of_note(row, tree_of(self.folder), b"%06d" % place)
+                    for place, row in enumerate(rows["files"])]
+        # (the poller's logs lie in the control directory)
+        return [result_of_note(row, tree_of(os.path.dirname(self.folder) if row[7] else self.work),
+                               utf8(row[1])) for row in rows["files"]]
+
+    def is_whole(self):
+        """Are all of these bytes there?"""
+        try:
+            with open_trees() as tree_of:
+                for one in self.results(tree_of):
+                    with one.source.open() as source:
+                        for at in range(0, one.size, PIECE):
+                            source.read(min(PIECE, one.size - at))
+            return True
+        except (OSError, ValueError):
+            return False
+
+    def collector(self, look, rules, tell, tree_of):
+        """The Collector of what leaves now that a word was said; None if what was held has changed. look():
+        looks at it anew, where there are no copies; rules, tell: as Collector's; tree_of(folder): its
+        ResultTree."""
+        note, rows, word = self.note(), self.rows(), self.decision(0)
+        if rows is None:
+            return None
+        if note["copy"]:
+            found = Collector(rules, tell)
+            for one in self.results(tree_of):
+                found.found.append(one)
+            for row in rows["folders"]:
+                found.folders.append(result_of_note(row, None, b""))
+            found.verdicts.update(rows["verdicts"])
+            found.kept_by_name = {name: tuple(why) for name, why in rows["kept_by_name"].items()}
+            found.held, found.named, found.total = rows["held"], set(rows["named"]), note["bytes"]
+        else:
+            found = look()
+            if manifest_sum(note["run"], rows_of(found)) != note["manifest"]:
+                return None
+        if word["what"] == "refused":
+            found.refuse_held()
+        return found
+
+    # A word
+
+    def decide(self, what, by, reason):
+        """The word of a person, or of hold_for: released or refused. Returns the word that holds: an earlier
+        one, where there is one. 75 if somebody else is at it."""
+        with open(self.path(b"note"), "rb") as lock:
+            if try_lock(lock) == LOCK_HELD:
+                raise Stop(EX_TEMPFAIL, _("somebody else is deciding about it: try again"))
+            note, said = self.note(), self.read(b"decided")
+            if said and said.get("manifest") == note["manifest"]:
+                return said
+            word = {"v": 1, "what": what, "manifest": note["manifest"], "run": note["run"],
+                    "t": round(time.time(), 3), "by": by, "reason": reason}
+            write_synced(self.path(b"decided.new"), json.dumps(word).encode())
+            fault(what + " unsaid")
+            os.rename(self.path(b"decided.new"), self.path(b"decided"))
+            sync_path(self.folder)
+            fault(what + " said")
+            return word
+
+    def note_shown(self, manifest, by):
+        """A person has looked at what is held."""
+        told = {"t": round(time.time(), 3), "manifest": manifest, "by": by}
+        write_synced(self.path(b"shown"), json.dumps(told).encode())
+
+    def was_shown(self):
+        """Has anybody looked at it as it is now?"""
+        told = self.read(b"shown")
+        return told is not None and told.get("manifest") == self.note()["manifest"]
+
+
+@contextlib.contextmanager
+def open_trees():
+    """A function that gives the ResultTree of a folder; they are closed in the end."""
+    trees = {}
+
+    def tree_of(folder):
+        if folder not in trees:
+            trees[folder] = ResultTree(folder)
+        return trees[folder]
+
+    try:
+        yield tree_of
+    finally:
+        for tree in trees.values():
+            tree.close()
+
+
+def rows_of(found):
+    """What is kept of a Collector that is held, as JSON has it."""
+    rows = {"files": list(map(row_of_result, found.found)),
+            "folders": list(map(row_of_result, found.folders)), "held": found.held,
+            "verdicts": found.verdicts, "named": sorted(found.named), "kept_by_name": found.kept_by_name}
+    return json.loads(json.dumps(rows))
+
+
+def row_of_result(one):
+    """A Result as a row of held/files: the last word is whether it lies in the control directory."""
+    source = one.source
+    real, sums, top = ("", b"", b"") if source is None else (
+        source.decode("utf-8", "surrogateescape"), source.sums, source.tree.path)
+    sums = binascii.b2a_base64(sums, newline=False).decode()
+    in_control = os.path.basename(os.path.dirname(top)) == b".mi"
+    return [one.name, real, one.size, one.sum256, one.executable, one.mtime, sums, in_control]
+
+
+def result_of_note(row, tree, real):
+    """The Result of a row; its bytes are those of the file `real` in that tree (None: a directory)."""
+    name, _real, size, sum256, executable, mtime, sums, _here = row
+    source = tree and JudgedBytes(tree, real, size, binascii.a2b_base64(sums))
+    return Result(source, size, name, bytes.fromhex(sum256), executable, mtime)
+
+
+def manifest_sum(run, rows):
+    """What a word is about: the sha256 of all that leaves, and of which of it was held."""
+    import hashlib
+    told = [[row[0]] + row[2:6] for row in rows["files"] + rows["folders"]]
+    text = json.dumps([run, told, sorted(rows["held"])])
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def copies_made(results, folder):
+    """Are copies of all results there now? Without room for them there are none. ValueError if a result is
+    not any more what was judged. OSError."""
+    disk = os.statvfs(folder)
+    if sum(one.size for one in results) + FULL_BELOW > disk.f_bavail * disk.f_frsize:
+        return False
+    try:
+        for place, one in enumerate(results):
+            path = os.path.join(folder, b"%06d" % place)
+            with one.source.open() as source, open(path, "xb") as out:
+                for at in range(0, one.size, PIECE):
+                    out.write(source.read(min(PIECE, one.size - at)))
+                out.flush()
+                os.fsync(out.fileno())
+            fault("copy held")
+        return True
+    except OSError as error:
+        if error.errno not in FULL_WORDS:
+            raise
+        for name in os.listdir(folder):
+            os.unlink(os.path.join(folder, name))
+        return False
+
+
+def what_leaves(run, rules, kinds):
+    """Collectors, one after the other, as long as what leaves of a GateRun changes while it is sent: as its
+    rules and a person let it out. Held, if a person has to say so first."""
+    hold = Hold(run.control)
+    while hold.note():
+        if hold.decision(rules["hold_for"]) is None:
+            raise Held(hold.note()["since"])
+        found = hold.collector(lambda: run.collect(rules, kinds), rules, run.note_stay, run.tree)
+        if found is not None:
+            run.count_kept(found)
+            yield found
+        run.close_trees()
+        hold.drop(run.ident)
+    for found in run.collect_until_steady(rules, kinds):
+        if not found.held:
+            yield found
+            continue
+        try:
+            hold.make(run.ident, run.name, run.order["command"], found)
+        except ValueError:                             # collect_until_steady() knows what has changed
+            continue
+        raise Held(hold.note()["since"])
+
+
+# A person's words
+
+def held_row(name, control, limit):
+    """What is held of a run, as a row of `outbox`; None if nothing waits. limit: hold_for."""
+    hold = Hold(control)
+    since = hold.pending(limit)
+    if since is None:
+        return None
+    return dict(hold.note(), id=name, state="held", until=since + limit if limit else None)
+
+
+def held_line(row):
+    """That as a line."""
+    until = _(", then refused: %s") % day_and_time(row["until"]) if row["until"] else ""
+    return _("%s  held for a person since %s%s  %s: %d files, %d bytes") % (
+        row["id"], day_and_time(row["since"]), until, printable(row["command"]), row["files"], row["bytes"])
+
+
+def day_and_time(when):
+    """Seconds since the epoch, for people."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+
+
+def who_says():
+    """The person at the terminal, as far as this host knows."""
+    import pwd
+    try:
+        me = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        me = str(os.geteuid())
+    return " / ".join(filter(None, (me, printable(os.environ.get("SUDO_USER", "")))))
+
+
+def must_wait(name, hold, limit):
+    """64 if nothing of this run waits for a person."""
+    if hold.pending(limit) is None:
+        word, why = hold.decision(0), _("nothing of it waits for a person")
+        if word:
+            said = {"released": _("it was released"), "refused": _("it was refused")}[word["what"]]
+            why = "%s (%s, %s)" % (said, printable(word["by"]), day_and_time(word["t"]))
+        raise Stop(EX_USAGE, "%s: %s" % (name, why))
+
+
+def release(name, control, limit, unseen):
+    """A person's word: all of it leaves. unseen: also if nobody has looked at it. 64 if nothing waits, 65 if
+    it has changed since it was held, 77 if nobody has looked at it as it is, or a calculation says so."""
+    hold = Hold(control)
+    must_be_person(name)
+    must_wait(name, hold, limit)
+    if not unseen and not hold.was_shown():
+        raise Stop(EX_REFUSED, _("%s: nobody has looked at it as it is now: show %s, or release it with"
+                                 " --unseen") % (name, name))
+    if not hold.is_whole():
+        hold.drop(name)
+        raise Stop(EX_DATA, _("%s: it has changed since it was held: nothing leaves; it is held anew, look at"
+                              " it again") % name)
+    say_word(name, hold, "released", "")
+
+
+def refuse(name, control, limit, reason):
+    """A person's word: what was held stays. The reason stays on this host. 64 if nothing waits, or without a
+    reason."""
+    must_be_person(name)
+    must_wait(name, Hold(control), limit)
+    if not reason:
+        raise Stop(EX_USAGE, _("refuse needs --reason TEXT (which stays on this host)"))
+    say_word(name, Hold(control), "refused", reason)
+
+
+def must_be_person(name):
+    """77 if a calculation says it."""
+    if os.environ.get("MI_RUN"):
+        raise Stop(EX_REFUSED, _("%s: a calculation does not decide about results") % name)
+
+
+def say_word(name, hold, what, reason):
+    """Writes the word, unless another one was quicker: 64."""
+    by = who_says()
+    word = hold.decide(what, by, reason)
+    if (word["what"], word["by"], word["reason"]) != (what, by, reason):
+        must_wait(name, hold, 0)
+    log("info", name, "7 " + what, by=by, manifest=word["manifest"], **({"reason": reason} if reason else {}))
+
+
+# What a person sees
+
+def show_held(name, control, limit, whole, as_json):
+    """Prints what is held of a run: each file with its size, kind and sum, why it is held, what of it was
+    otherwise when a result of the same command was released last, and its text, in which nothing hides; noted
+    as seen. whole: no line is left out. 65 if it has changed since it was held."""
+    hold = Hold(control)
+    row, rows = held_row(name, control, limit), hold.rows()
+    try:
+        with open_trees() as tree_of:
+            earlier = Earlier(last_released(control), tree_of)
+            views = (view_of(one, rows["held"].get(one.name, ""), earlier, whole)
+                     for one in hold.results(tree_of))
+            row.update(folders=[folder[0] for folder in rows["folders"]], verdicts=rows["verdicts"],
+                       earlier=earlier.name)
+            if as_json:
+                print(json_of(dict(row, results=list(views))))
+            else:
+                print_view(row, views)
+    except (FileNotFoundError, ValueError, TypeError):
+        hold.drop(name)
+        raise Stop(EX_DATA, _("%s: it has changed since it was held: nothing leaves; it is held anew, look at"
+                              " it again") % name)
+    hold.note_shown(row["manifest"], who_says())
+
+
+def print_view(row, views):
+    """That for people; views: of the files."""
+    print(held_line(row))
+    print(_("manifest: %s") % row["manifest"])
+    print(_("released last of this command: %s") % row["earlier"] if row["earlier"] else
+          _("nothing of this command was released before"))
+    for one in views:
+        print("\n%s  %s  sha256 %s" % (visible(one["name"]), _("%d bytes, %s") % (one["size"], one["kind"]),
+                                       one["sha256"]))
+        told = (one["executable"] and _("executable"), one["held"] and _("held: %s") % visible(one["held"]),
+                one["earlier"])
+        more = [_("%d lines more (--all)") % one["more"]] if one["more"] else []
+        lines = list(filter(None, told)) + one["difference"] + ["| " + line for line in one["lines"]] + more
+        print("".join("  %s\n" % line for line in lines), end="")
+    for folder in row["folders"]:
+        print(_("empty directory: %s") % visible(folder))
+    for code, entry in sorted(row["verdicts"].items()):
+        print(_("stays here in any case: %s %d") % (code, entry["count"]))
+
+
+def visible(text):
+    """text in which all is seen: what steers a terminal, hides, or stands at the end of a line as a blank, is
+    written as \\x.. or \\u....; a backslash as two."""
+    def named(char):
+        code = ord(char)
+        if char in "\\\t":
+            return {"\\": "\\\\", "\t": "\\t"}[char]
+        if 0xdc80 <= code <= 0xdcff:                   # a byte that is no UTF-8
+            return "\\x%02x" % (code - 0xdc00)
+        return ("\\x%02x" if code < 0x100 else "\\u%04x" if code < 0x10000 else "\\U%08x") % code
+
+    bare = text.rstrip(" ")
+    hides = re.compile(UNSEEN)
+    if not bare.isprintable() or hides.search(bare):
+        bare = "".join(named(char) if not char.isprintable() or hides.match(char) else char for char in bare)
+    return bare + "\\x20" * (len(text) - len(text.rstrip(" ")))
+
+
+def kind_of(data):
+    """What bytes are, by how they begin, for people."""
+    named = [name for begin, name in KNOWN_BYTES if data.startswith(begin)]
+    if named or b"\0" in data:
+        return named[0] if named else _("binary")
+    return _("text") if max(data[:-4].decode("utf-8", "surrogateescape"), default="") < "\udc80" else (
+        _("text, not UTF-8"))
+
+
+def view_of(one, why, earlier, whole):
+    """A file that is held (a Result), for show_held(). ValueError if it has changed."""
+    with one.source.open() as reader:
+        data = reader.read(min(one.size, VIEW_BYTES))
+    kind, (told, difference) = kind_of(data), earlier.compared(one, data)
+    if b"\0" in data:
+        lines, all_lines = [data[at:at + 32].hex() for at in range(0, len(data), 32)], -(-one.size // 32)
+    else:
+        lines = [visible(line) for line in text_lines(data)]
+        all_lines = len(lines) + (one.size > len(data))
+    first, last = VIEW_LINES
+    if not whole and len(lines) > first + last:
+        lines = lines[:first] + ["..."] + lines[-last:] if b"\0" not in data else lines[:8]
+    if not whole:
+        difference = difference[:first + last]
+        lines = [line[:VIEW_WIDTH] + (line[VIEW_WIDTH:] and " ...") for line in lines]
+    return {"name": one.name, "size": one.size, "sha256": one.sum256, "executable": one.executable,
+            "kind": kind, "held": why or "", "earlier": told, "difference": difference, "lines": lines,
+            "more": max(0, all_lines - len(lines) + lines.count("..."))}
+
+
+def text_lines(data):
+    """The lines of a text; a byte that is no UTF-8 as a surrogate."""
+    lines = data.decode("utf-8", "surrogateescape").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+class Earlier:
+    """What was released last of a command, to compare with. control: of that run, None if there is none;
+    tree_of(folder): its ResultTree."""
+
+    def __init__(self, control, tree_of):
+        self.name = shown(os.path.basename(control)) if control else ""
+        self.files = {}                                # {name: its Result then}
+        try:
+            if control:
+                self.files = {one.name: one for one in Hold(control).results(tree_of, copy=False)}
+        except (OSError, ValueError):
+            pass                                       # its directory is gone
+
+    def compared(self, one, data):
+        """(in a word how a Result differs from the file of that name which was released then, the lines that
+        are otherwise)."""
+        then = self.files.get(one.name)
+        if then is None:
+            return (_("there was no file of this name then") if self.files else ""), []
+        if then.digest == one.digest:
+            return _("the same as then"), []
+        told = _("another one than then (it had %d bytes)") % then.size
+        try:
+            with then.source.open() as reader:
+                before = reader.read(min(then.size, VIEW_BYTES))
+        except (OSError, ValueError):                  # what was released then is not there any more
+            return told, []
+        old, new = text_lines(before), text_lines(data)
+        if b"\0" in before + data or max(len(old), len(new)) > COMPARED_LINES:
+            return told, []
+        import difflib
+        found = difflib.unified_diff(old, new, lineterm="", n=0)
+        return told, [line[:1] + " " + visible(line[1:]) for line in found if line[:3] not in ("---", "+++")]
+
+
+def last_released(control):
+    """The control directory of what was released last of the same command, beside this one; or None."""
+    folder, command, found = os.path.dirname(control), Hold(control).note()["command"], (0, None)
+    for name in os.listdir(folder):
+        one = Hold(os.path.join(folder, name))
+        if os.path.exists(one.path(b"decided")) and one.note()["command"] == command:
+            word = one.decision(0)
+            if word and word["what"] == "released" and word["t"] > found[0]:
+                found = word["t"], os.path.join(folder, name)
+    return found[1]
 # ==== end shared ====
 
 
@@ -1672,6 +2238,8 @@ class Carrier:
         while True:
             try:
                 self.carry_out(page)
+            except Held:
+                return self.poller.park(self.calc, self.relay)
             except OSError as error:                  # a full or broken disk: the journal says where to go on
                 wait, self.calc.why = (0 if error.errno in FULL_WORDS and give_reserve(self.poller.base)
                                        else DISK_PAUSE, error)
@@ -1900,18 +2468,24 @@ class Carrier:
         self.calc.note(8, "delivered", **({"stays": stays} if stays else {}))
         log("info", self.calc.accept_id, "8 end-send", site=self.poller.site)
         self.calc.remove_matching(SCAFFOLD)
+        Hold(self.calc.control).forget_copies()
 
     def send_all(self):
         """6. to 8., unless it was all told before a restart of ours."""
         if self.tell_end() != "got return":
             fault("end told")
-            self.send_results()
+            try:
+                self.send_results()
+            except Held as held:
+                self.tell_end(int(held.since))
+                raise
 
-    def tell_end(self):
+    def tell_end(self, held=None):
         """6. calc-end. Returns the relay's word for where it stands: further, if it was told before a restart
-        of ours."""
+        of ours. held: since when the results wait for a person; the end is told once more with that."""
         end = self.calc.run.last("ended")
         fields = {key: end.get(key) for key in ("exit_code", "signal", "reason", "started", "ended")}
+        fields.update({"held": held} if held else {})
         try:
             self.relay.ask("POST", "calc-end",
                            dict(fields, v=2, accept_id=self.calc.accept_id, claim=self.calc.claim,
@@ -1927,7 +2501,7 @@ class Carrier:
     def send_results(self):
         """7. and 8. What may leave, all of it on the relay's disk before this returns. ValueError if it
         changes again and again."""
-        for found in self.calc.run.collect_until_steady(self.poller.rules, self.calc.run.leaving_kinds()):
+        for found in what_leaves(self.calc.run, self.poller.rules, self.calc.run.leaving_kinds()):
             results, said = [found.found] + [found.folders] * self.poller.folders, said_of(found)
             log("info", self.calc.accept_id, "7 send-results", site=self.poller.site, files=len(found.found),
                 bytes=found.total, **{code: entry["count"] for code, entry in found.verdicts.items()})
@@ -2050,7 +2624,8 @@ ACCEPT_ID = re.compile(r"[0-9a-f-]{36}\Z")
 INFO_KEYS = ("command", "remote-site", "parameters", "result_files", "result_patterns", "rerun")
 ON_DISK = 2                    # form of a calculation's files: 1 has one journal; a newer one is left alone
 # Calculation.state(), for people; those that take a slot
-LISTED_STATES = ("claimed", "starting", "queued", "running", "lost", "undelivered", "delivered", "kept")
+LISTED_STATES = ("claimed", "starting", "queued", "running", "lost", "undelivered", "delivered", "kept",
+                 "held")
 TAKE_A_SLOT = LISTED_STATES[:4]
 # what the carrier notes
 CARRIED = ("asked", "receiving", "sent", "delivered", "kept", "resend", "cannot be removed")
@@ -2128,6 +2703,8 @@ class Calculation:
     def state(self):
         """For people: one of LISTED_STATES."""
         found = self.delivery() or self.run.state()
+        if found == "ended" and Hold(self.control).pending(0) is not None:
+            return "held"
         return "undelivered" if found == "ended" else found
 
     def remove_matching(self, names):
@@ -2161,6 +2738,7 @@ class Calculation:
     def remove_files(self):
         """All that takes room; order and journal stay, so that it is known here and does not run again."""
         if self.clear():
+            Hold(self.control).forget_copies()
             shutil.rmtree(self.path(b"out"), ignore_errors=True)
             self.remove_matching(rb"stdout|stderr|" + SCAFFOLD)
 
@@ -2497,9 +3075,26 @@ class Poller:
             while first():
                 self.slots.wait(1)
 
+    def park(self, calc, relay):
+        """calc waits for a person: no slot, no connection, no thread of its own until he has said a word."""
+        with self.slots:
+            calc.phase, calc.why = "held", ""
+            self.gate.end_running(calc.run)
+            self.idle_relays.append(relay)
+            if self.options.drain:
+                self.stuck.append(_("%s: held for a person") % calc.name)
+            self.slots.notify_all()
+
+    def take_words(self):
+        """Goes on with what waited for a person, if that is over."""
+        for calc in [calc for calc in list(self.under_way.values()) if calc.phase == "held"]:
+            if Hold(calc.control).pending(self.own_rules["hold_for"]) is None:
+                calc.phase = "results"
+                self.begin_thread(calc, self.free_relay())
+
     def slots_taken(self):
         """How many calculations take a slot."""
-        return sum(calc.phase not in ("in doubt", "outbox") for calc in self.under_way.values())
+        return sum(calc.phase not in ("in doubt", "outbox", "held") for calc in self.under_way.values())
 
     def ending(self):
         """Is this a run that ends when its work is done?"""
@@ -2607,6 +3202,7 @@ class Poller:
             except (AttributeError, TypeError, OSError):
                 pass                                   # it is not connected at the moment
         self.take_resends()
+        self.take_words()
         self.look_at_token()
         stamp = stamp_of(self.ini)
         if stamp == self.seen != self.stamp and stamp:                   # it stands still since the last look
@@ -2614,7 +3210,7 @@ class Poller:
             self.reload()
         self.seen = stamp
         limit = self.options.idle_exit or self.keys["idle_exit"]
-        if self.under_way or not limit:
+        if not limit or any(calc.phase != "held" for calc in list(self.under_way.values())):
             self.busy_at = time.monotonic()
         elif time.monotonic() - self.busy_at > limit:
             log("info", None, "nothing to do: it ends", idle_exit=limit)
@@ -2991,7 +3587,9 @@ class Heartbeats:
 
     def entry_of(self, name, calc, most):
         """What one heartbeat says of calc; `most` bytes of each log at most."""
-        entry = {"claim": calc.claim, "phase": "results" if calc.phase == "outbox" else calc.phase}
+        entry = {"claim": calc.claim, "phase": "results" if calc.phase in ("outbox", "held") else calc.phase}
+        if calc.phase == "held":
+            entry["held"] = Hold(calc.control).pending(0)
         if calc.run.job is not None:
             entry.update(node=calc.run.job.node, what=calc.run.job.where)
         if self.poller.output:
@@ -3116,6 +3714,25 @@ def calc_in_full(base, name):
                 journal=calc.whole_journal())
 
 
+def cmd_show(base, limit, options):
+    """All of a calculation; of one that is held what is held. limit: hold_for."""
+    calc = calc_named(base, options.id)
+    if held_row(calc.name, calc.control, limit):
+        return show_held(calc.name, calc.control, limit, options.all, options.json)
+    print(json_of(calc_in_full(base, calc.name), indent=None if options.json else 1))
+
+
+def cmd_release(base, limit, options):
+    """release and refuse: a person's word about what is held. limit: hold_for."""
+    calc = calc_named(base, options.id)
+    if options.word == "release":
+        release(calc.name, calc.control, limit, options.unseen)
+    else:
+        refuse(calc.name, calc.control, limit, options.reason)
+    print(_("said; the running poller goes on with it now") if running_poller(base)
+          else _("said; it goes on as soon as a poller runs"))
+
+
 def row_of(base, calc):
     """A calculation in a list."""
     row = {"id": calc.name, "state": calc.state(), "command": calc.info["command"],
@@ -3136,14 +3753,22 @@ def list_lines(rows, terminal):
     return lines
 
 
-def cmd_outbox(base, as_json):
-    """What waits for its delivery, or is not wanted by the relay: since when, why, when it is tried again
-    (seconds since the epoch)."""
-    runs = running_poller(base)
-    rows = [outbox_row(calc, runs) for calc in on_disk(base) if calc.state() in ("undelivered", "kept")]
+def cmd_outbox(base, limit, as_json):
+    """What waits for a person (until limit: hold_for), for its delivery, or is not wanted by the relay: since
+    when, why, when it is tried again (seconds since the epoch)."""
+    runs, rows = running_poller(base), []
+    for calc in on_disk(base):
+        state, held = calc.state(), None
+        if state == "held":
+            held = held_row(calc.name, calc.control, limit)
+        if state in ("undelivered", "kept", "held"):
+            rows.append(held or outbox_row(calc, runs))
     if as_json:
         return print(json_of(rows))
     for row in rows:
+        if row["state"] == "held":
+            print(held_line(row))
+            continue
         late = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["next"]))
         if row["state"] == "kept":
             late = _("not wanted; resend tries once more")
@@ -3191,6 +3816,7 @@ class Here:
         found = outbox_row(self.calc, self.runs) if self.state in ("undelivered", "kept") else {}
         self.why = found.get("why", "")
         self.ended = found.get("since")
+        self.held = Hold(self.calc.control).pending(0) if self.state == "held" else None
         self.what = batch_state(os.path.join(base, b".mi"), self.calc.control)[1] if self.is_queued() else ""
 
     def __getitem__(self, name):
@@ -3227,7 +3853,7 @@ class Here:
         """When that began by which a cause goes, in seconds since the epoch, or None."""
         begun = self.calc and (self.calc.run.last("starting") or self.calc.order)["t"]
         return {"taken": self.calc and self.calc.order["t"], "started": begun, "ended": self.ended,
-                "output": self.last_output() if self.calc else None, "": None}
+                "held": self.held, "output": self.last_output() if self.calc else None, "": None}
 
     def last_output(self):
         """When its command wrote last, or when it was started."""
@@ -3611,7 +4237,7 @@ def cmd_bundle(options, settings, ini):
     parts = {"versions.txt": said_by(print_version) + system_words(),
              "check.json": said_by(cmd_check, options),
              "ini.txt": ini_without_secrets(ini) if ini else "", "log.txt": end_of_log(keys["logfile"]),
-             "outbox.json": said_by(cmd_outbox, base, True),
+             "outbox.json": said_by(cmd_outbox, base, 0, True),
              "calculations.json": "".join(json_of(row) + "\n" for row in rows)}
     secrets = {"client_key": secret_lines(keys["client_key"]) if keys["client_key"] else []}
     if keys["token_file"] or {"CREDENTIALS_DIRECTORY", "MI_DISTCOMP_TOKEN"} & set(os.environ):
@@ -3830,19 +4456,22 @@ def parse(words):
 
 
 def on_what_is_here(options, settings, ini):
-    """list, show, explain, outbox, metrics, pause and resume: they look at calc_base, whether a poller runs
-    or not."""
+    """list, show, explain, outbox, release, refuse, metrics, pause and resume: they look at calc_base,
+    whether a poller runs or not."""
     base = open_base(settings["poller"]["calc_base"])
     if options.word in ("pause", "resume"):
         return cmd_pause(base, settings["poller"], options.word)
+    limit = settings["outbound"]["hold_for"]
     if options.word == "outbox":
-        return cmd_outbox(base, options.json)
+        return cmd_outbox(base, limit, options.json)
+    if options.word in ("release", "refuse"):
+        return cmd_release(base, limit, options)
     if options.word == "metrics":
         return cmd_metrics(base, settings["poller"])
     if options.word == "explain":
         return cmd_explain(base, settings["poller"], options.id, options.json)
     if options.word == "show":
-        return print(json_of(calc_in_full(base, options.id), indent=None if options.json else 1))
+        return cmd_show(base, limit, options)
 
     def lines_of(rows, terminal):
         stands = ["-- " + text for good, text in look_at_running_poller(base, settings)]
@@ -4336,7 +4965,7 @@ class FieldedCarrier(Carrier):
             if end["exit_code"] is None:
                 self.tell_step("calc-params-complete")
                 self.tell_step("calc-start")
-            for found in self.calc.run.collect_until_steady(rules, self.calc.run.leaving_kinds()):
+            for found in what_leaves(self.calc.run, rules, self.calc.run.leaving_kinds()):
                 good = end["exit_code"] == 0 and not end["reason"] and self.came_out(found)
                 self.tell_step("calc-end", result="calc end" if good else "abnormal")
                 log("info", self.calc.accept_id, "7 send-results", site=self.calc.order["site"],
@@ -8407,7 +9036,7 @@ def write_bundle(path, parts, look):
 # anew while they change. {state for people: its sign, which no colour replaces}, {sign: its colour}
 STATES = {"registered": ".", "waiting": "-", "taken": "<", "queued": "-", "running": ">", "ended": "=",
           "sending": "=", "done": "+", "abnormal": "!", "fetched": "+", "undelivered": "=", "delivered": "+",
-          "kept": "!", "lost": "!", "out of contact": "?"}
+          "kept": "!", "lost": "!", "out of contact": "?", "held": "-"}
 COLOURS = {"-": "33", "<": "36", ">": "32", "=": "36", "+": "32", "!": "31", "?": "35"}
 # the relay's, the wire's and the poller's own words for them
 STATE_WORDS = {"allowed": "waiting", "sent": "taken", "getting": "sending", "got": "done",
@@ -8689,6 +9318,9 @@ OPTIONS = {
                     help="parameters of the command, where the external computer allows them"),
     "--out": dict(nargs="+", action="append", default=[], metavar="RESULT", help="what it is to make"),
     "--watch": dict(action="store_true", help="again and again, in place on a terminal, until Ctrl+C"),
+    "--all": dict(action="store_true", help="no line is left out"),
+    "--unseen": dict(action="store_true", help="also if nobody has looked at it with `show`"),
+    "--reason": dict(metavar="TEXT", help="why; it stays on this host"),
     "--timer": dict(action="store_true", help="the timer for it: now and then instead of always"),
     "--cloud-init": dict(action="store_true", help="what a machine made on demand needs")}
 SUBCOMMANDS = {
@@ -8700,9 +9332,15 @@ SUBCOMMANDS = {
              "What is or was on this host: id, state, age, command; then how the poller stands.",
              "list --watch", "--watch"),
     "show": (on_what_is_here, "ID",
-             "All about one calculation: order, journal, directories. Of the ID the first eight characters"
-             " do.",
-             "show d6d9c05a", ""),
+             "All about one calculation: order, journal, directories; of one that is held for a person what"
+             " is held, and why, with nothing in it that hides. Of the ID the first eight characters do.",
+             "show d6d9c05a", "--all"),
+    "release": (on_what_is_here, "ID",
+                "What is held for a person leaves, if it is what was held, and was shown.",
+                "release d6d9c05a", "--unseen"),
+    "refuse": (on_what_is_here, "ID",
+               "What is held for a person stays here, as what a rule refuses; the reason, too.",
+               "refuse d6d9c05a --reason 'holds the curve'", "--reason"),
     "explain": (on_what_is_here, "ID",
                 "Why a calculation is where it is, as far as this host knows; of one that is not here, why it"
                 " is not taken.",
@@ -8714,7 +9352,8 @@ SUBCOMMANDS = {
                "Takes new calculations again after `pause`.",
                "resume", ""),
     "outbox": (on_what_is_here, "",
-               "Results that wait for their delivery: since when, why, when they are tried again.",
+               "Results that wait for a person, or for their delivery: since when, why, when they are tried"
+               " again.",
                "outbox", ""),
     "metrics": (on_what_is_here, "",
                 "What is here in figures, for node_exporter's textfile collector.",
@@ -8802,6 +9441,8 @@ CAUSES = [
           lambda h: h.state == "delivered", "taken"),
     Cause("kept", "admin", "the relay does not want its result: %(why)s", RESEND, "resend tries it once more",
           lambda h: h.state == "kept", "ended"),
+    Cause("held", "admin", "its result is held for a person on this host", PROGRAM + ".py show %(id)s",
+          "release lets it out, refuse keeps it here", lambda h: h.state == "held", "held"),
     Cause("not-running", "admin", "no poller runs here: nothing is taken or delivered", POLL,
           "a poller that is started here", Here.is_away, ""),
     Cause("undelivered", "admin", "its result waits here to be delivered: %(why)s", RESEND,
@@ -8922,6 +9563,53 @@ SuccessAction=poweroff
 
 # ==== Japanese ====
 JA = {                         # what a person reads, in Japanese
+    "%s: held for a person": "%s: 担当者の公開承認を待っています",
+    "said; the running poller goes on with it now": "記録しました。動作中のポーリングプログラムが今続けます",
+    "said; it goes on as soon as a poller runs": "記録しました。ポーリングプログラムが動き次第続きます",
+    "its result is held for a person on this host": "結果はこの計算機で担当者の公開承認を待っています",
+    "release lets it out, refuse keeps it here": "release で送られ、refuse でここに残ります",
+    "All about one calculation: order, journal, directories; of one that is held for a person what is held,"
+    " and why, with nothing in it that hides. Of the ID the first eight characters do.":
+        "一つの計算のすべて: 依頼、記録、ディレクトリ。公開承認待ちのものでは、保留した内容とその理由を、見えない文字も見える形で示します。"
+        "ID は最初の 8 文字で足ります。",
+    "What is held for a person leaves, if it is what was held, and was shown.":
+        "公開承認待ちの結果を承認して送ります。保留したときのままで、show で見たものに限ります。",
+    "What is held for a person stays here, as what a rule refuses; the reason, too.":
+        "公開承認待ちの結果を不承認とし、規則で出せないものと同じくここに残します。理由も外へ出ません。",
+    "Results that wait for a person, or for their delivery: since when, why, when they are tried again.":
+        "担当者の公開承認、または送付を待っている結果: いつから、なぜ、次にいつ試すか。",
+    "somebody else is deciding about it: try again": "ほかの人が判断しているところです。もう一度試してください",
+    ", then refused: %s": "、%s を過ぎると不承認",
+    "%s  held for a person since %s%s  %s: %d files, %d bytes":
+        "%s  公開承認待ち %s から%s  %s: %d 個のファイル、%d バイト",
+    "it was released": "承認済みです",
+    "it was refused": "不承認とされています",
+    "nothing of it waits for a person": "公開承認を待つものはありません",
+    "%s: nobody has looked at it as it is now: show %s, or release it with --unseen":
+        "%s: 今の内容をまだ誰も見ていません。show %s を実行するか、--unseen を付けてください",
+    "%s: it has changed since it was held: nothing leaves; it is held anew, look at it again":
+        "%s: 保留した後に内容が変わっています。何も送りません。改めて保留しますので、もう一度確かめてください",
+    "refuse needs --reason TEXT (which stays on this host)":
+        "refuse には --reason 理由 が必要です (理由はこの計算機の外へ出ません)",
+    "%s: a calculation does not decide about results": "%s: 計算の中から結果の公開は決められません",
+    "manifest: %s": "マニフェスト: %s",
+    "released last of this command: %s": "このコマンドで最後に承認した結果: %s",
+    "nothing of this command was released before": "このコマンドの結果を承認したことはまだありません",
+    "%d bytes, %s": "%d バイト、%s",
+    "executable": "実行可能",
+    "held: %s": "保留の理由: %s",
+    "%d lines more (--all)": "ほか %d 行 (--all で表示)",
+    "empty directory: %s": "空のディレクトリ: %s",
+    "stays here in any case: %s %d": "承認しても残るもの: %s %d",
+    "binary": "バイナリ",
+    "text": "テキスト",
+    "text, not UTF-8": "テキスト (UTF-8 ではない)",
+    "there was no file of this name then": "そのときこの名前のファイルはありませんでした",
+    "the same as then": "そのときと同じです",
+    "another one than then (it had %d bytes)": "そのときと異なります (そのときは %d バイト)",
+    "no line is left out": "行を省略しません",
+    "also if nobody has looked at it with `show`": "show で誰も見ていなくても",
+    "why; it stays on this host": "理由 (この計算機の外へ出ません)",
     "%s was not written: in %s stands a secret of this host: %s":
         "%s は書き出していません。%s にこの計算機の秘密が含まれています: %s",
     "%s is there already":
@@ -8943,6 +9631,7 @@ JA = {                         # what a person reads, in Japanese
     "done": "正常終了",
     "abnormal": "異常終了",
     "fetched": "受取済み",
+    "held": "公開承認待ち",
     "undelivered": "未送付",
     "delivered": "送付済み",
     "kept": "受取拒否",
@@ -9243,13 +9932,9 @@ JA = {                         # what a person reads, in Japanese
     "%s: not like %s": "%s: 正しくは %s のような形です",
     "What is or was on this host: id, state, age, command; then how the poller stands.":
         "この計算機にある (あった) 計算: ID、状態、経過時間、コマンド。最後にポーリングプログラムの様子を示します。",
-    "All about one calculation: order, journal, directories. Of the ID the first eight characters do.":
-        "一つの計算のすべて: 依頼、記録、ディレクトリ。ID は最初の 8 文字で足ります。",
     "Takes nothing new until `resume`, also after a restart; what runs goes on and is delivered.":
         "`resume` まで新しい計算を受け取りません (再起動しても)。実行中の計算は続き、結果は届けられます。",
     "Takes new calculations again after `pause`.": "`pause` のあと、新しい計算を再び受け取ります。",
-    "Results that wait for their delivery: since when, why, when they are tried again.":
-        "まだ届いていない結果: いつから、なぜ、次にいつ試すか。",
     "Tries now to deliver a result that waits here, or one that the relay wants once more.":
         "ここで待っている結果、または中継サーバーがもう一度求めている結果を、今すぐ届けます。",
     "Asks for the password (relays with auth = login), and keeps the token in token_file.":

@@ -404,6 +404,7 @@ def look_once(relay, accept_id, console, seen, wait):
     begun, (stamp, last) = time.monotonic(), seen.get(accept_id, ("", None))
     left = None if console.deadline is None else max(0.0, console.deadline - begun)
     most = WAIT if left is None else left + 1
+    most = 1 if console.overdue else most
     wait = int(min(wait, most, until_told(accept_id, console))) if stamp else 0
     found, console.first_look = console.first_look, None
     found = found or relay.ask("GET", "calc-progress",
@@ -418,6 +419,7 @@ def look_once(relay, accept_id, console, seen, wait):
     if now != last:
         log("info", accept_id, "3-8 progress", progress=now[0], status=found.get("status"))
         console.say(words)
+    give_up_held(found, accept_id, console)
     wrote = (console.live_output and isinstance(found.get("output"), list)
              and console.live_output.take(relay, found["output"]))
     if (now[0] != "got return" and not wrote and stamp == found.get("stamp") and wait
@@ -509,6 +511,19 @@ def look_at_inputs(found, accept_id, console):
 def lacks_inputs(found):
     """Is it a calculation that is registered, but whose inputs the relay has not?"""
     return found.get("progress") == "not start" and found.get("wait_allow", 1) is None
+
+
+def is_held(found):
+    """Does its result wait for a person at the external computer?"""
+    return str(found.get("what")).startswith("held for a person")
+
+
+def give_up_held(found, accept_id, console):
+    """75, if --deadline is over and its result waits for a person there: no cancel helps."""
+    if console.overdue and is_held(found):
+        raise Stop(EX_TEMPFAIL, _("%s: the deadline is over; its result is held for a person at the external"
+                                  " computer, and comes when it is released (%s.py wait %s)")
+                   % (accept_id, PROGRAM, accept_id))
 
 
 def cancel_overdue(relay, ids, console):
@@ -950,7 +965,10 @@ def state_words(found, fielded=False):
                 "complete send": _("taken: its inputs are there"), "running": _("running"),
                 "calc end": _("ended: its results are awaited"),
                 "getting return": _("sending: its results are on their way")}.get(progress, progress)
-    if found.get("what"):
+    if is_held(found) and not fielded:
+        text = _("ended; held for a person at the external computer since %s") % printable(
+            found["what"])[-20:]
+    elif found.get("what"):
         text += ", " + printable(found["what"])[:200]
     if type(found.get("out_of_contact")) is int:
         text += _(", out of contact for %d s") % found["out_of_contact"]
@@ -1893,6 +1911,7 @@ def cmd_list(options, relay, console):
 def cells_of(row):
     """What of a row of a list is told otherwise to people."""
     state = "registered" if lacks_inputs(row) else str(row.get("progress"))
+    state = "held" if is_held(row) else state
     cell = state_cell("fetched" if row.get("fetched") else state, row.get("status"))
     if row.get("out_of_contact") is not None:
         cell = "?" + cell[1:] + _(", out of contact")
@@ -5131,7 +5150,7 @@ def print_version():
 # anew while they change. {state for people: its sign, which no colour replaces}, {sign: its colour}
 STATES = {"registered": ".", "waiting": "-", "taken": "<", "queued": "-", "running": ">", "ended": "=",
           "sending": "=", "done": "+", "abnormal": "!", "fetched": "+", "undelivered": "=", "delivered": "+",
-          "kept": "!", "lost": "!", "out of contact": "?"}
+          "kept": "!", "lost": "!", "out of contact": "?", "held": "-"}
 COLOURS = {"-": "33", "<": "36", ">": "32", "=": "36", "+": "32", "!": "31", "?": "35"}
 # the relay's, the wire's and the poller's own words for them
 STATE_WORDS = {"allowed": "waiting", "sent": "taken", "getting": "sending", "got": "done",
@@ -5512,6 +5531,7 @@ JA = {
     "ended": "結果待ち",
     "sending": "結果転送中",
     "fetched": "受取済み",
+    "held": "公開承認待ち",
     "undelivered": "未送付",
     "delivered": "送付済み",
     "kept": "受取拒否",
@@ -5815,6 +5835,11 @@ JA = {
     "registered; its inputs are not complete": "入力待ち (登録済みですが、入力がまだ揃っていません)",
     "the relay was restored from a backup: it gets the inputs again": "中継サーバーがバックアップから復元されました。入力をもう一度送ります",
     "allowed once more": "もう一度実行できるようにしました",
+    "%s: the deadline is over; its result is held for a person at the external computer, and comes when it is"
+    " released (%s.py wait %s)":
+        "%s: 期限を過ぎました。結果は外部計算機で担当者の公開承認を待っており、承認されれば届きます (%s.py wait %s)",
+    "ended; held for a person at the external computer since %s":
+        "終了。%s から、外部計算機で担当者の公開承認を待っています",
     "the deadline is over: cancelling": "期限を過ぎました。取り消します",
     "all of the output is in %s": "出力の全体は %s にあります",
     "%s: a fielded relay cannot do that": "%s: 従来の中継サーバーではできません",

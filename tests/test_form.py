@@ -26,7 +26,7 @@ DECIDERS = ("command_of", "commands_of", "unfit", "shell_words", "permit_command
             "changeable_options", "submit_options", "changed_options", "check_options")
 DOORKEEPERS = ("check_request", "permitted_verb", "check_rules", "original_words", "guard_rules", "permitted_command", "permit_inputs", "begin_putting",
                "open_folder", "open_input", "count_bytes", "owners_key", "let_out", "live_log", "judged_result", "read_piece", "why_kept")
-FIRST = ("shared: gate", "shared: watch")               # what an owner reads a script for stands before its own rooms
+FIRST = ("shared: gate", "shared: watch", "shared: hold")               # what an owner reads a script for stands before its own rooms
 BLOCK = shared_blocks.BLOCK
 
 
@@ -351,7 +351,7 @@ def test_the_contents_of_a_script_are_its_rooms_in_their_order_and_its_own_come_
     assert rooms[0] == "shared: alone" and kinds[1:] == sorted(kinds[1:], key=["own", "shared", "last"].index)
     assert re.search(r"^threads", ast.get_docstring(ast.parse(text)), re.M)
     first = text[:text.index("# ==== %s ====" % rooms[1])].count("\n")
-    assert first < (150 if rooms[1] in FIRST else 200), "%s begins at line %d only" % (rooms[1], first)
+    assert first < (160 if rooms[1] in FIRST else 200), "%s begins at line %d only" % (rooms[1], first)
 
 
 def test_who_decides_what_runs_and_what_leaves_has_at_most_ten_branches():

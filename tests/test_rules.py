@@ -86,7 +86,8 @@ RUN = [
     # [outbound] that is wrong is no rule at all
     (ONE + "[outbound]\ndeny_names = *.inp, *.inc", {"solve 5": BAD}), (ONE + "[outbound]\ndeny_content = [", {"solve 5": BAD}),
     (ONE + "[outbound]\ndeny_sums = abc", {"solve 5": BAD}), (ONE + "[outbound]\nmax_file = many", {"solve 5": BAD}),
-    (ONE + "[outbound]\nmax_files = 0", {"solve 5": BAD}), (ONE + "[outbound]\nhold = yes", {"solve 5": BAD}),
+    (ONE + "[outbound]\nmax_files = 0", {"solve 5": BAD}), (ONE + "[outbound]\nhold = perhaps", {"solve 5": BAD}), (ONE + "hold = perhaps", {"solve 5": BAD}),
+    (ONE + "[outbound]\nhold = yes", {"solve 5": E + ["5"]}), (ONE + "[outbound]\nhold_for = soon", {"solve 5": BAD}),
     (ONE + "[outbound]\ndeny_nmaes = x", {"solve 5": BAD}), (ONE + "[outbound]\ndeny_pieces = x", {"solve 5": BAD}),
 ]
 
