@@ -61,6 +61,7 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: pieces                files that come in pieces, in any order
   shared: stream                fielded bodies, which hold whole files, pass as streams
   shared: cause                 why a calculation is where it is, for people
+  shared: refusals              what is refused for, in the reader's language
   shared: meter                 figures for Prometheus
   shared: check
   shared: lean                  what runs for long gives back what its start took
@@ -466,6 +467,12 @@ class ApiError(Exception):
         self.http = http or (code if isinstance(code, int) else 400)
 
 
+def refused(code, said, told=(), **more):
+    """The ApiError in these words of REFUSALS, with the values `told`: who reads it has them in his
+    language."""
+    return ApiError(code, REFUSALS[said] % dict(told), said=said, told=dict(told), **more)
+
+
 # of a calc-info
 OUR_KEYS = ("command", "remote-site", "parameters", "parameter_files", "result_files", "result_patterns",
             "rerun")
@@ -503,8 +510,8 @@ def claimed_by_caller(call):
     row = calculation_of_caller(call)
     if not row["claim"] or call.need("claim") != row["claim"] or row["protocol"] == 1:
         if call.relay.claims.in_grace():
-            raise ApiError(503, "the relay was restored from a backup and takes stock; try again later")
-        raise ApiError(409, "another claim is in force (superseded)", why="claim", state=WORDS[row["state"]])
+            raise refused(503, "stock")
+        raise refused(409, "claim", why="claim", state=WORDS[row["state"]])
     call.relay.claims.renew(row)
     return row
 
@@ -523,7 +530,7 @@ def make_step(call, name, row, before=None, **changes):
         if now is not None and now["state"] == step.to and (step.role != REMOTE or now["claim"] == claim):
             return False                               # the answer was lost; the same again
         if step.role == REMOTE and call.relay.claims.in_grace():
-            raise ApiError(503, "the relay was restored from a backup and takes stock; try again later")
+            raise refused(503, "stock")
         raise ApiError(409, "%s is not possible now" % name, why="state",
                        state=WORDS[now["state"]] if now else "")
 
@@ -554,8 +561,8 @@ def add_calcinfo(call):
                             % BRIEF, (call.caller.user, request_id)).fetchone()
         if row is not None:
             if row["fingerprint"] != print256:
-                raise ApiError(409, "request_id %s was used for another calculation" % printable(request_id),
-                               why="differs", accept_id=row["accept_id"])
+                raise refused(409, "differs", {"name": printable(request_id)}, why="differs",
+                              accept_id=row["accept_id"])
             return row, True
         check_free(relay, total)
         check_quota(relay, tx, call.caller.user, site, rules, need)
@@ -598,10 +605,9 @@ def asked_for(call, info):
     check_site(call, site)
     rules = call.relay.rules(site)
     if command not in rules["commands"] + rules["command_lines"]:
-        raise ApiError(401, "command %s is not in the list of site %s" % (printable(command), site),
-                       why="command")
+        raise refused(401, "command", {"name": printable(command), "site": site}, why="command")
     if rules["users"] and call.caller.user not in rules["users"]:
-        raise ApiError(403, "user %s may not use site %s" % (call.caller.user, site), why="users")
+        raise refused(403, "users", {"user": call.caller.user, "site": site}, why="users")
     return site, command, parameters, rules
 
 
@@ -638,17 +644,15 @@ def check_quota(relay, source, user, site, rules, total):
         waiting = source.read("SELECT COUNT(*) FROM (SELECT 1 FROM calculations WHERE site = ? AND state = ?"
                               " LIMIT ?)", site, ALLOWED, rules["max_waiting"])[0][0]
         if waiting >= rules["max_waiting"]:
-            raise ApiError(429, "%d calculations wait for site %s; try again later" % (waiting, site),
-                           why="max_waiting")
+            raise refused(429, "max_waiting", {"count": waiting, "site": site}, why="max_waiting")
 
 
 def check_unfinished(relay, user):
     """429 when the user has as many unfinished calculations as the ini lets one have."""
     most = relay.conf["limits"]["calculations_per_user"]
     if most and relay.quotas.open_of[user] >= most:
-        raise ApiError(429,
-                       "user %s has %d unfinished calculations; try again later"
-                       % (user, relay.quotas.open_of[user]), why="calculations_per_user")
+        raise refused(429, "calculations_per_user", {"user": user, "count": relay.quotas.open_of[user]},
+                      why="calculations_per_user")
 
 
 def check_bytes(relay, source, user, total):
@@ -659,7 +663,7 @@ def check_bytes(relay, source, user, total):
             and (source.read("SELECT SUM(bytes + texts) FROM calculations WHERE user = ?", user)[0][0] or 0)
             + relay.quotas.live[user])
     if most and used + total > most:
-        raise ApiError(429, "user %s holds %d bytes; try again later" % (user, used), why="bytes_per_user")
+        raise refused(429, "bytes_per_user", {"user": user, "count": used}, why="bytes_per_user")
 
 
 def allow_wait_calc(call):
@@ -992,7 +996,7 @@ def get_calc_result(call):
     """9. The manifest of the results and how it ended. Kept until finish, and keep_fetched after it."""
     row = calculation_of_caller(call)
     if row["state"] not in OVER:
-        raise ApiError(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
+        raise refused(409, "no-result", why="state", state=WORDS[row["state"]])
     more = call.relay.store.read("SELECT info, missing, refused, verdicts, report FROM calculations WHERE"
                                  " seq = ?", row["seq"])[0]
     kept = json.loads(more["info"])
@@ -1014,7 +1018,7 @@ def finish(call):
     if row["state"] == GOT:
         make_step(call, "finish", row, finished=time.time())
     elif row["state"] != FINISHED:
-        raise ApiError(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
+        raise refused(409, "no-result", why="state", state=WORDS[row["state"]])
     return {"message": "finished"}
 
 
@@ -1167,7 +1171,7 @@ def cancel_wait_calc(call):
     if row["state"] in RETURNING + OVER:
         if row["reason"].startswith("cancelled"):
             return {"message": "cancelled", "ended": True}
-        raise ApiError(409, "it has ended already", why="ended", state=WORDS[row["state"]])
+        raise refused(409, "ended", why="ended", state=WORDS[row["state"]])
 
     def work(tx):
         if move(call.relay, tx, STEP["cancel-wait-calc"], row, status="abnormal", reason=reason,
@@ -1175,9 +1179,9 @@ def cancel_wait_calc(call):
             return True
         now = tx.db.execute("SELECT %s FROM calculations WHERE seq = ?" % BRIEF, (row["seq"],)).fetchone()
         if now is None or now["state"] not in STOPPABLE:
-            raise ApiError(409, "it has ended already", why="ended", state=WORDS[now["state"]] if now else "")
+            raise refused(409, "ended", why="ended", state=WORDS[now["state"]] if now else "")
         if now["protocol"] == 1:
-            raise ApiError(409, "a fielded poller holds it and cannot be told to stop", why="fielded")
+            raise refused(409, "fielded", why="fielded")
         note_cancel(call, tx, row, now, reason)
         tx.after(lambda: log("info", row["accept_id"], "6 cancel", user=row["user"], reason=reason))
         return False
@@ -1220,7 +1224,7 @@ def rerun(call):
             and row["accept_id"] in call.relay.claims.silent):
         step = STEP["rerun --force"]
     else:
-        raise ApiError(409, why_no_rerun(row), why="state", state=WORDS[row["state"]])
+        raise refused(409, why_no_rerun(row), why="state", state=WORDS[row["state"]])
 
     def work(tx):
         told = {"missing": "{}", "refused": "{}", "verdicts": "{}"}
@@ -1251,15 +1255,12 @@ def rerun(call):
 
 
 def why_no_rerun(row):
-    """Why a calculation cannot be run once more as it is, and what to do."""
+    """Why a calculation cannot be run once more as it is, and what to do: a key of REFUSALS."""
     if row["state"] in OVER and row["status"] != "abnormal":
-        return "it ended well; have another one run (run or submit, with a --request-id of its own)"
+        return "went-well"
     if row["state"] == FINISHED:
-        return ("its result was fetched already, and its inputs may be gone; have another one run (run or"
-                " submit, with a --request-id of its own)")
-    if row["state"] in UNCLAIMED:
-        return "it has not run yet"
-    return "it has not ended: cancel it first; one that is out of contact needs --force and a --reason"
+        return "was-fetched"
+    return "not-run" if row["state"] in UNCLAIMED else "not-ended"
 
 
 def end_calculation(call):
@@ -1423,11 +1424,9 @@ def check_sizes(relay, entries, files_before=0):
     limits = relay.conf["limits"]
     for name, length in (entry[:2] for entry in entries):
         if limits["max_file"] and length > limits["max_file"]:
-            raise ApiError(413,
-                           "%s: %d bytes are over the relay's limit of %d ([limits] max_file)"
-                           % (name, length, limits["max_file"]))
+            raise refused(413, "max_file", {"name": name, "count": length, "most": limits["max_file"]})
     if limits["max_files"] and files_before + len(entries) > limits["max_files"]:
-        raise ApiError(413, "more than %d files ([limits] max_files)" % limits["max_files"])
+        raise refused(413, "max_files", {"most": limits["max_files"]})
     return sum(entry[1] for entry in entries)
 
 
@@ -1472,7 +1471,7 @@ def row_for_files(call, kind):
     if not reading and row["state"] != (REGISTERED if kind == "input" else GETTING):
         raise ApiError(409, "files are not taken now", why="state", state=WORDS[row["state"]])
     if reading and kind == "result" and row["state"] not in OVER:
-        raise ApiError(409, "the result is not there yet", why="state", state=WORDS[row["state"]])
+        raise refused(409, "no-result", why="state", state=WORDS[row["state"]])
     if call.place != FILE_LIST and row["state"] == FINISHED and not call.relay.store.has_files(row):
         raise ApiError(404, FILES_GONE, why="room")
     return row
@@ -2043,7 +2042,8 @@ def check_site(call, site, code=400, http=400):
     that the ini does not name."""
     if code == 400 and not token_covers(call.caller, site):        # whether there is such a site is not told
         why = "not for site %s, only for %s" % (printable(site)[:100], " ".join(call.caller.sites))
-        raise ApiError(403, "this token is " + why, why=why)
+        raise refused(403, "not-for-site", why=why,
+                      told={"name": printable(site)[:100], "sites": " ".join(call.caller.sites)})
     if (not isinstance(site, str) or site not in call.relay.conf["RemoteSites"]["remote_site_ids"]
             or not token_covers(call.caller, site)):
         raise unknown_site(site, code, http)
@@ -2066,7 +2066,7 @@ def login(call):
     if not password_matches(call["password"], kept) or not found:
         relay.access.count_failure(user, address)
         log("warn", None, "login", refused="user or password is wrong", user=user, address=address)
-        raise ApiError("0005", "user or password is wrong", http=403, why="login")
+        raise refused("0005", "login", http=403, why="login")
     relay.access.forgive(user, address, address in known)
     secret, now = os.urandom(32).hex(), time.time()
     expires = now + 3600 * relay.conf["times"]["login_hours"]
@@ -2201,7 +2201,9 @@ class Access:
                 self.token_used[found.key] = now
                 return found
             why = "unknown token" if found is None else "expired " + day_of(found.expires)
-        raise ApiError("0005", "%s への実行権がありません。" % printable(path)[:200], http=403, why=why)
+        told = {"day": day_of(found.expires)} if hashed and found else {}
+        raise ApiError("0005", "%s への実行権がありません。" % printable(path)[:200], http=403, why=why,
+                       said=why.split()[0] + "-token", told=told)
 
     def gateway_user(self, headers):
         """The user that the gateway names, or None where it names none. ApiError for what the gateway itself
@@ -2242,8 +2244,7 @@ class Access:
                    + [self.failures[key][1] - time.monotonic() for key in counted if key in self.failures])
         if left > 0:
             log("info", None, "login", refused="locked", user=user, address=address)
-            raise ApiError(429, "too many failed log-ins; try again in %d s" % (left + 1), why="login",
-                           wait=int(left + 1))
+            raise refused(429, "log-ins", {"count": int(left + 1)}, why="login", wait=int(left + 1))
 
     def failure_keys(self, user, address):
         """The three counters of a log-in."""
@@ -2345,7 +2346,7 @@ class Claims:
     def check_maintenance(self):
         """503 while maintenance is on."""
         if self.maintenance is not None:
-            raise ApiError(503, "maintenance: %s; try again later" % self.maintenance, why="maintenance")
+            raise refused(503, "maintenance", {"reason": self.maintenance}, why="maintenance")
 
     def in_grace(self):
         """True for restore_grace after the first start from a backup: nothing is handed out, pollers are
@@ -2767,8 +2768,7 @@ class Quotas:
             owed, since = self.debts.get(call.caller.user, (0, now))
             owed = max(0, owed - (now - since) * WORK_RATE)
             if owed > WORK_AHEAD:
-                raise ApiError(503, "user %s asks for much work; try again later" % call.caller.user,
-                               why="work")
+                raise refused(503, "work", {"user": call.caller.user}, why="work")
             if len(self.debts) > LISTED:
                 self.debts.clear()
             self.debts[call.caller.user] = owed + work, now
@@ -4578,7 +4578,7 @@ class Store:
     def no_room(self, need):
         """The refusal of what needs so many bytes; the sweeper is told."""
         self.bytes_refused = max(self.bytes_refused, need, 1)
-        return ApiError(507, "the relay's disk has no room for %d bytes; try again later" % need, why="disk")
+        return refused(507, "disk", {"count": need}, why="disk")
 
     def free(self):
         """Free bytes for the spool; where inodes are scarcer than bytes, what their share of the disk has."""
@@ -5066,7 +5066,7 @@ class Front:
         if name in V1_BODIES and call.query.get("v") is None:
             most = limits["v1_max_body"]
         if call.length > most:
-            raise ApiError(413, "a body of %d bytes; at most %d" % (call.length, most), max_body=most)
+            raise refused(413, "body", {"count": call.length, "most": most}, max_body=most)
         if call.headers.get("expect", "").lower() == "100-continue" and call.length:
             conn.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -5748,7 +5748,7 @@ class Call(Fields):
         """403 unless the token has the role."""
         if role not in self.caller.roles and not self.route.also & self.caller.roles:
             raise ApiError("0005", "%s への実行権がありません。" % self.path, http=403, why="role %s needed" % role,
-                           user=self.caller.user)
+                           user=self.caller.user, said="role", told={"role": role})
 
     def body_views(self):
         """The body in views of up to CHUNK bytes, as it arrives; no more of it when the token has ended."""
@@ -9008,6 +9008,47 @@ def show_cause(name, found, as_json):
 # ==== end shared ====
 
 
+# ==== shared: refusals ====
+# What the relay refuses for: the key travels (`said`, with the values, `told`), and whoever reads it has the
+# words in his own language.
+REFUSALS = {
+    "max_waiting": "%(count)s calculations wait for site %(site)s; try again later",
+    "calculations_per_user": "user %(user)s has %(count)s unfinished calculations; try again later",
+    "bytes_per_user": "user %(user)s holds %(count)s bytes; try again later",
+    "log-ins": "too many failed log-ins; try again in %(count)s s",
+    "work": "user %(user)s asks for much work; try again later",
+    "maintenance": "maintenance: %(reason)s; try again later",
+    "stock": "the relay was restored from a backup and takes stock; try again later",
+    "disk": "the relay's disk has no room for %(count)s bytes; try again later",
+    "max_file": "%(name)s: %(count)s bytes are over the relay's limit of %(most)s ([limits] max_file)",
+    "max_files": "more than %(most)s files ([limits] max_files)",
+    "body": "a body of %(count)s bytes; at most %(most)s",
+    "command": "command %(name)s is not in the list of site %(site)s",
+    "users": "user %(user)s may not use site %(site)s",
+    "not-for-site": "this token is not for site %(name)s, only for %(sites)s",
+    "no-token": "no token", "unknown-token": "unknown token", "expired-token": "expired %(day)s",
+    "role": "role %(role)s needed", "login": "user or password is wrong",
+    "differs": "request_id %(name)s was used for another calculation",
+    "claim": "another claim is in force (superseded)",
+    "no-result": "the result is not there yet", "ended": "it has ended already",
+    "fielded": "a fielded poller holds it and cannot be told to stop",
+    "went-well": "it ended well; have another one run (run or submit, with a --request-id of its own)",
+    "was-fetched": "its result was fetched already, and its inputs may be gone; have another one run (run or"
+                   " submit, with a --request-id of its own)",
+    "not-run": "it has not run yet",
+    "not-ended": "it has not ended: cancel it first; one that is out of contact needs --force and a --reason"}
+
+
+def refusal_words(answer):
+    """What a refusal says, in the reader's language; "" of one that is not known here."""
+    told = answer.get("told")
+    try:
+        return printable(_(REFUSALS[answer["said"]]) % (told if isinstance(told, dict) else {}))[:1000]
+    except (KeyError, TypeError):
+        return ""
+# ==== end shared ====
+
+
 # ==== shared: meter ====
 def exposition(families):
     """Figures as Prometheus reads them (text format 0.0.4), of [(name, type, what it is, samples)]; a sample
@@ -11438,6 +11479,49 @@ JA = {
     "the relay's operator": "中継サーバーの運用者", "who has started it": "この計算を始めた人",
     "the admin of the external computer": "外部計算機の管理者", "nobody": "だれも何もしなくてよい",
     ", since %s": "。%s から", "who has to act: %s": "対応する人: %s", "until: %s": "予定: %s まで",
+    "%(count)s calculations wait for site %(site)s; try again later":
+        "%(count)s 件の計算がサイト %(site)s を待っています。後でもう一度実行してください",
+    "user %(user)s has %(count)s unfinished calculations; try again later":
+        "利用者 %(user)s の終わっていない計算が %(count)s 件あります。後でもう一度実行してください",
+    "user %(user)s holds %(count)s bytes; try again later":
+        "利用者 %(user)s のファイルが %(count)s バイトに達しています。後でもう一度実行してください",
+    "too many failed log-ins; try again in %(count)s s":
+        "ログインの失敗が多すぎます。%(count)s 秒後にもう一度実行してください",
+    "user %(user)s asks for much work; try again later":
+        "利用者 %(user)s の要求が多すぎます。後でもう一度実行してください",
+    "maintenance: %(reason)s; try again later": "保守中: %(reason)s。後でもう一度実行してください",
+    "the relay was restored from a backup and takes stock; try again later":
+        "中継サーバーは控えから復元され、各ポーラーに確認中です。後でもう一度実行してください",
+    "the relay's disk has no room for %(count)s bytes; try again later":
+        "中継サーバーのディスクに %(count)s バイトの空きがありません。後でもう一度実行してください",
+    "%(name)s: %(count)s bytes are over the relay's limit of %(most)s ([limits] max_file)":
+        "%(name)s: %(count)s バイトは中継サーバーの上限 %(most)s を超えています ([limits] max_file)",
+    "more than %(most)s files ([limits] max_files)":
+        "ファイルが %(most)s 個を超えています ([limits] max_files)",
+    "a body of %(count)s bytes; at most %(most)s": "本文が %(count)s バイトあります。上限は %(most)s です",
+    "command %(name)s is not in the list of site %(site)s":
+        "コマンド %(name)s はサイト %(site)s の一覧にありません",
+    "user %(user)s may not use site %(site)s": "利用者 %(user)s はサイト %(site)s を使えません",
+    "this token is not for site %(name)s, only for %(sites)s":
+        "このトークンはサイト %(name)s には使えません。使えるのは %(sites)s だけです",
+    "no token": "トークンがありません", "unknown token": "知らないトークンです",
+    "expired %(day)s": "%(day)s に期限が切れました", "role %(role)s needed": "役割 %(role)s が必要です",
+    "user or password is wrong": "利用者名かパスワードが違います",
+    "request_id %(name)s was used for another calculation":
+        "request_id %(name)s は別の計算に使われています",
+    "another claim is in force (superseded)": "別の割り当てが有効です (この割り当ては無効になりました)",
+    "the result is not there yet": "結果はまだありません", "it has ended already": "すでに終わっています",
+    "a fielded poller holds it and cannot be told to stop":
+        "従来のポーリングプログラムが持っているため、中止を伝えられません",
+    "it ended well; have another one run (run or submit, with a --request-id of its own)":
+        "正常に終わっています。別の計算として実行してください (run か submit に別の --request-id を付けて)",
+    "its result was fetched already, and its inputs may be gone; have another one run (run or submit, with a"
+    " --request-id of its own)":
+        "結果は受取済みで、入力は残っていないことがあります。別の計算として実行してください (run か submit に"
+        "別の --request-id を付けて)",
+    "it has not run yet": "まだ実行されていません",
+    "it has not ended: cancel it first; one that is out of contact needs --force and a --reason":
+        "まだ終わっていません。先に cancel してください。連絡途絶のものには --force と --reason が必要です",
     "how long yet: %s": "あとどのくらいか: %s",
     "%(ahead)s before it": "前に %(ahead)s 件",
     "it was run again (attempt %(attempt)s): %(reason)s": "再実行されました (%(attempt)s 回目): %(reason)s",

@@ -58,6 +58,7 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: pieces                files that come in pieces, in any order
   shared: stream                fielded bodies, which hold whole files, pass as streams
   shared: reach                 `check` of the way to the relay, and `login`
+  shared: refusals              what is refused for, in the reader's language
   shared: cause                 why a calculation is where it is, for people
   shared: meter                 figures for Prometheus
   shared: check
@@ -3482,9 +3483,9 @@ class ClaimLoop:
     def refused_at_first(self, error):
         """The very first calc-request was refused: what to do about it."""
         if error.code in NO_TOKEN_CODES:
-            return Stop(EX_REFUSED,
-                        _("%s: the token is refused (%s): get a valid one, role remote, for this site")
-                        % (self.relay.url, printable(error.more.get("why") or error)))
+            why = refusal_words(error.more) or printable(error.more.get("why") or error)
+            return Stop(EX_REFUSED, _("%s: the token is refused (%s): get a valid one, role remote, for this"
+                                      " site") % (self.relay.url, why))
         return Stop(EX_REFUSED, "%s: %s" % (self.relay.url, error))
 
     def calc_request(self, take, free):
@@ -6760,9 +6761,10 @@ class RelayRefused(Exception):
     other fields in more."""
 
     def __init__(self, code, text, more=None):
-        Exception.__init__(self, printable(text[:1000]))
         self.code = code
         self.more = more or {}
+        # of a refused token the manual's words are expected
+        Exception.__init__(self, code != "0005" and refusal_words(self.more) or printable(text[:1000]))
 
 
 class RelayAway(Exception):
@@ -8327,6 +8329,47 @@ def enroll(relay, code, path, role, site):
 # ==== end shared ====
 
 
+# ==== shared: refusals ====
+# What the relay refuses for: the key travels (`said`, with the values, `told`), and whoever reads it has the
+# words in his own language.
+REFUSALS = {
+    "max_waiting": "%(count)s calculations wait for site %(site)s; try again later",
+    "calculations_per_user": "user %(user)s has %(count)s unfinished calculations; try again later",
+    "bytes_per_user": "user %(user)s holds %(count)s bytes; try again later",
+    "log-ins": "too many failed log-ins; try again in %(count)s s",
+    "work": "user %(user)s asks for much work; try again later",
+    "maintenance": "maintenance: %(reason)s; try again later",
+    "stock": "the relay was restored from a backup and takes stock; try again later",
+    "disk": "the relay's disk has no room for %(count)s bytes; try again later",
+    "max_file": "%(name)s: %(count)s bytes are over the relay's limit of %(most)s ([limits] max_file)",
+    "max_files": "more than %(most)s files ([limits] max_files)",
+    "body": "a body of %(count)s bytes; at most %(most)s",
+    "command": "command %(name)s is not in the list of site %(site)s",
+    "users": "user %(user)s may not use site %(site)s",
+    "not-for-site": "this token is not for site %(name)s, only for %(sites)s",
+    "no-token": "no token", "unknown-token": "unknown token", "expired-token": "expired %(day)s",
+    "role": "role %(role)s needed", "login": "user or password is wrong",
+    "differs": "request_id %(name)s was used for another calculation",
+    "claim": "another claim is in force (superseded)",
+    "no-result": "the result is not there yet", "ended": "it has ended already",
+    "fielded": "a fielded poller holds it and cannot be told to stop",
+    "went-well": "it ended well; have another one run (run or submit, with a --request-id of its own)",
+    "was-fetched": "its result was fetched already, and its inputs may be gone; have another one run (run or"
+                   " submit, with a --request-id of its own)",
+    "not-run": "it has not run yet",
+    "not-ended": "it has not ended: cancel it first; one that is out of contact needs --force and a --reason"}
+
+
+def refusal_words(answer):
+    """What a refusal says, in the reader's language; "" of one that is not known here."""
+    told = answer.get("told")
+    try:
+        return printable(_(REFUSALS[answer["said"]]) % (told if isinstance(told, dict) else {}))[:1000]
+    except (KeyError, TypeError):
+        return ""
+# ==== end shared ====
+
+
 # ==== shared: cause ====
 # Why a calculation is where it is, as every script tells it to people: a sentence, who has to act, what he
 # types at his place, since when, how old that knowledge is, what would change it.
@@ -9687,6 +9730,49 @@ JA = {                         # what a person reads, in Japanese
     "the relay's operator": "中継サーバーの運用者", "who has started it": "この計算を始めた人",
     "the admin of the external computer": "外部計算機の管理者", "nobody": "だれも何もしなくてよい",
     ", since %s": "。%s から", "who has to act: %s": "対応する人: %s", "until: %s": "予定: %s まで",
+    "%(count)s calculations wait for site %(site)s; try again later":
+        "%(count)s 件の計算がサイト %(site)s を待っています。後でもう一度実行してください",
+    "user %(user)s has %(count)s unfinished calculations; try again later":
+        "利用者 %(user)s の終わっていない計算が %(count)s 件あります。後でもう一度実行してください",
+    "user %(user)s holds %(count)s bytes; try again later":
+        "利用者 %(user)s のファイルが %(count)s バイトに達しています。後でもう一度実行してください",
+    "too many failed log-ins; try again in %(count)s s":
+        "ログインの失敗が多すぎます。%(count)s 秒後にもう一度実行してください",
+    "user %(user)s asks for much work; try again later":
+        "利用者 %(user)s の要求が多すぎます。後でもう一度実行してください",
+    "maintenance: %(reason)s; try again later": "保守中: %(reason)s。後でもう一度実行してください",
+    "the relay was restored from a backup and takes stock; try again later":
+        "中継サーバーは控えから復元され、各ポーラーに確認中です。後でもう一度実行してください",
+    "the relay's disk has no room for %(count)s bytes; try again later":
+        "中継サーバーのディスクに %(count)s バイトの空きがありません。後でもう一度実行してください",
+    "%(name)s: %(count)s bytes are over the relay's limit of %(most)s ([limits] max_file)":
+        "%(name)s: %(count)s バイトは中継サーバーの上限 %(most)s を超えています ([limits] max_file)",
+    "more than %(most)s files ([limits] max_files)":
+        "ファイルが %(most)s 個を超えています ([limits] max_files)",
+    "a body of %(count)s bytes; at most %(most)s": "本文が %(count)s バイトあります。上限は %(most)s です",
+    "command %(name)s is not in the list of site %(site)s":
+        "コマンド %(name)s はサイト %(site)s の一覧にありません",
+    "user %(user)s may not use site %(site)s": "利用者 %(user)s はサイト %(site)s を使えません",
+    "this token is not for site %(name)s, only for %(sites)s":
+        "このトークンはサイト %(name)s には使えません。使えるのは %(sites)s だけです",
+    "no token": "トークンがありません", "unknown token": "知らないトークンです",
+    "expired %(day)s": "%(day)s に期限が切れました", "role %(role)s needed": "役割 %(role)s が必要です",
+    "user or password is wrong": "利用者名かパスワードが違います",
+    "request_id %(name)s was used for another calculation":
+        "request_id %(name)s は別の計算に使われています",
+    "another claim is in force (superseded)": "別の割り当てが有効です (この割り当ては無効になりました)",
+    "the result is not there yet": "結果はまだありません", "it has ended already": "すでに終わっています",
+    "a fielded poller holds it and cannot be told to stop":
+        "従来のポーリングプログラムが持っているため、中止を伝えられません",
+    "it ended well; have another one run (run or submit, with a --request-id of its own)":
+        "正常に終わっています。別の計算として実行してください (run か submit に別の --request-id を付けて)",
+    "its result was fetched already, and its inputs may be gone; have another one run (run or submit, with a"
+    " --request-id of its own)":
+        "結果は受取済みで、入力は残っていないことがあります。別の計算として実行してください (run か submit に"
+        "別の --request-id を付けて)",
+    "it has not run yet": "まだ実行されていません",
+    "it has not ended: cancel it first; one that is out of contact needs --force and a --reason":
+        "まだ終わっていません。先に cancel してください。連絡途絶のものには --force と --reason が必要です",
     "how long yet: %s": "あとどのくらいか: %s",
     "what changes it: %s": "変わる条件: %s", "seen %d s ago": "%d 秒前の情報です",
     "the configuration file, instead of the one that is found": "設定ファイル (ini)。指定しなければ、見つかったものを使います",

@@ -8,7 +8,7 @@ import pytest
 
 import suite
 from fake_relay import Fake
-from suite import SITE, wait_until
+from suite import SITE, USER, wait_until
 
 WF, POLLER, RUNNER = "mi_system_wf.py", "mi_system_remote.py", "execute_remote_command.py"
 WIRE = ("not start", "sending params", "complete send", "calc end", "getting return", "got return")
@@ -211,6 +211,60 @@ def test_a_refused_token_is_said_alike_on_both_sides(busy):
                       os.path.join(busy.folder, "poller", "poller.ini"))
     for one in (done, other):
         assert one.returncode == 77 and re.search(r"the token is refused \(.+\): get a valid one, role (workflow|remote), for this", one.stderr), one.stderr
+
+
+def test_why_the_relay_refuses_is_said_in_the_language_of_who_reads_it(make_world, monkeypatch, tmp_path):
+    relay, wf, poller = (suite.module(name + ".py") for name in ("mi_dicomapi", "mi_system_wf", "mi_system_remote"))
+    world = make_world(tls=False, commands=["do"], sites=(SITE, "u-full"), ini="[limits]\nmax_file = 1000\nmax_files = 2\n"
+                       "calculations_per_user = 3\n[u-full]\nmax_waiting = 1\nusers = bob alice\n").start()
+    client, bob = world.client(), world.client(world.issue("bob"))
+    started, waits = client.register("do"), bob.register("do", site="u-full")
+    client.walk(*client.claim(), upto="calc-start")
+
+    def register(one, **info):
+        info = dict({"command": "do", "remote-site": SITE, "parameters": "", "parameter_files": {}, "result_files": {}}, **info)
+        return one.call("POST", "add-calcinfo", {"v": 2, "request_id": info.pop("request_id", os.urandom(8).hex()), "calc-info": info, "allow": True})
+
+    named = client.register("do", "named")
+    answers = {
+        "command": register(client, command="<other>"), "users": register(world.client(world.issue("eve")), **{"remote-site": "u-full"}),
+        "max_waiting": register(bob, **{"remote-site": "u-full"}), "differs": register(client, request_id="named", parameters="1"),
+        "max_file": register(client, parameter_files={"a": suite.entry(b"x" * 2000)}),
+        "max_files": register(client, parameter_files={name: suite.entry(b"") for name in "abc"}),
+        "no-result": client.call("GET", "get-calc-result", {"v": 2, "accept_id": started}),
+        "not-run": client.call("POST", "rerun", {"v": 2, "accept_id": named}), "not-ended": client.call("POST", "rerun", {"v": 2, "accept_id": started}),
+        "claim": client.call("POST", "calc-end", {"v": 2, "accept_id": started, "claim": "no", "result": "calc end"}),
+        "unknown-token": world.client("x" * 64).call("GET", "v2/list", {"v": 2}), "no-token": world.client("").call("GET", "v2/list", {"v": 2}),
+        "expired-token": world.client(world.expired(USER, 3)).call("GET", "v2/list", {"v": 2}),
+        "role": world.client(world.issue(USER, "--roles", "remote")).call("GET", "v2/list", {"v": 2}),
+        "not-for-site": register(world.client(world.issue(USER, "--sites", "u-full")))}
+    status, data, _headers = client.raw("POST", "finish", b"", {"Content-Length": "20000000"})
+    answers["body"] = status, json.loads(data.decode("utf-8"))["errors"][0]
+    client = world.client()
+    client.register("do")
+    answers["calculations_per_user"] = register(client)
+    suite.run("mi_dicomapi.py", "maintenance", "on", "--reason", "disk %(x)s", "--ini", world.ini)
+    wait_until(lambda: bob.ok("GET", "v2/explain", {"v": 2, "accept_id": waits})["cause"] == "maintenance")
+    answers["maintenance"] = register(bob)
+    for said, (status, first) in answers.items():
+        assert status >= 400 and first["said"] == said, (said, status, first)
+        for program in (wf, poller):
+            for lang in ("en", "ja"):
+                monkeypatch.setitem(program.SAY, "lang", lang)
+                text = program.refusal_words(first)
+                assert text == (program.JA if lang == "ja" else {}).get(relay.REFUSALS[said], relay.REFUSALS[said]) % first["told"], first
+                assert str(program.RelayRefused(first["code"], first["message"], first)) == (text if first["code"] != "0005" else first["message"])
+            for told in (None, 5, {}, {"count": {}, "site": [], "user": "\x1b[2J"}, {"x": 1}):
+                assert "\x1b" not in program.refusal_words(dict(first, told=told))
+            assert program.refusal_words({"said": []}) == program.refusal_words({"said": "new"}) == program.refusal_words({}) == ""
+    ja, wrong = suite.clean_env(LANG="ja_JP.UTF-8"), world.token_file("y" * 64, "wrong")
+    done = suite.run(WF, "submit", SITE, "unlisted", "--patience", "0s", *world.reach(), env=ja, cwd=str(tmp_path))
+    assert done.returncode in (75, 77) and ("一覧にありません" in done.stderr or "保守中: disk %(x)s" in done.stderr), done
+    done = suite.run(WF, "status", waits, "--url", world.url, "--token-file", wrong, env=ja)
+    assert done.returncode == 77 and "知らないトークンです" in done.stderr, done
+    folder, path = world.poller({"do": "match = do\nargv = /bin/true"}, token="z" * 64, start=False)
+    done = suite.run(POLLER, "poll", "--once", "--ini", path, env=ja)
+    assert done.returncode == 77 and "知らないトークンです" in done.stderr, done
 
 
 @pytest.mark.parametrize("lang", ["en", "ja"])
