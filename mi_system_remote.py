@@ -136,7 +136,6 @@ import threading
 import time
 
 PROGRAM, VERSION = "mi_system_remote", "1.0"
-PRESENCE_EVERY = 60       # seconds after which the relay is told again how the poller stands
 POLL_WAIT = 50            # seconds that a calc-request or heartbeat may wait at the relay (proxies cut at 60)
 PAGE = 1000                    # entries of a manifest in one call
 MAX_INPUTS = 200000            # input files of a calculation; a relay that sends more is refused
@@ -3634,6 +3633,9 @@ def part_of(path, begin, most):
             return text.read(most)
     except FileNotFoundError:
         return b""
+
+
+PRESENCE_EVERY = 60       # seconds after which the relay is told again how the poller stands
 
 
 class Presence:
