@@ -144,9 +144,6 @@ REFUSED_PAUSE = 60        # seconds until a result that the relay refuses is sen
 REFUSED_MOST = 3600            # ... up to this
 LEAVE = 3                     # seconds after a signal until it ends in any case, even if nobody reads its log
 RESERVE = 256 << 10            # bytes of calc_base that are kept for the journals of what fills the disk
-OUTPUT_PART = 64 << 10         # bytes of a running command's stdout, and of its stderr, in one heartbeat
-OUTPUT_QUIET = 8               # seconds until the output of a command that writes seldom is looked at again
-OUTPUT_MOST = 64 << 20         # bytes of each that go ahead of the results, all in all
 
 # ==== shared: gate ====
 # What decides which command runs on this host and what leaves of it; poller and SSH guard are two doors to
@@ -3528,6 +3525,11 @@ class ClaimLoop:
             while self.poller.slots_taken():
                 self.poller.slots.wait()
         self.poller.end_with(Stop(EX_TEMPFAIL, "; ".join(self.poller.stuck)) if self.poller.stuck else 0)
+
+
+OUTPUT_PART = 64 << 10         # bytes of a running command's stdout, and of its stderr, in one heartbeat
+OUTPUT_QUIET = 8               # seconds until the output of a command that writes seldom is looked at again
+OUTPUT_MOST = 64 << 20         # bytes of each that go ahead of the results, all in all
 
 
 class Heartbeats:
