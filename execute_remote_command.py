@@ -3447,6 +3447,8 @@ class Channel:
     def __init__(self, source=0, goal=1):
         self.source = source
         self.goal = goal
+        for end in (source, goal):
+            widen_pipe(end, BLOCK)                     # sshd wakes for 64 KiB at a time otherwise
         self.owed = 0                                  # bytes behind the request that is served, which come
         self.parts = []                                # what is to go, and about how many bytes
         self.waiting = 0
@@ -3491,7 +3493,7 @@ class Channel:
     def blocks(self, count):
         """The next count bytes, block by block. EOFError."""
         while count:
-            data = self.block(min(count, BLOCK))
+            data = self.block(min(count, BLOCK - self.at % BLOCK))     # up to the buffer's end: nothing is moved
             count -= len(data)
             yield data
 
@@ -4762,11 +4764,12 @@ def has_aes():
         return False
 
 
-def widen_pipe(pipe):
-    """A larger pipe buffer (F_SETPIPE_SZ), where the system allows it."""
+def widen_pipe(pipe, size=1 << 20):
+    """A larger buffer (bytes) of a pipe (a descriptor, or a file): F_SETPIPE_SZ, where it is a pipe and the
+    system allows it."""
     import fcntl
     try:
-        fcntl.fcntl(pipe.fileno(), 1031, 1 << 20)
+        fcntl.fcntl(pipe, 1031, size)
     except OSError:
         pass
 
