@@ -427,7 +427,7 @@ def test_a_poller_killed_after_submitting_elsewhere_finds_the_job_by_its_mark(re
 
 @pytest.mark.parametrize("other", ["openpbs", "torque"], indirect=True)
 def test_a_job_of_a_stranger_that_pretends_to_be_ours_changes_no_outcome(relay, other):
-    other.script("solve", "sleep 3; echo x > out.txt")
+    other.script("solve", "while [ ! -e go ]; do sleep 0.05; done; echo x > out.txt")
     accept_id = submit(relay, other.site)
     other.start(env={"MI_FAULT": "submitted"}).wait(60)
     with open(other.system.path("strangers"), "w") as out:
@@ -435,7 +435,9 @@ def test_a_job_of_a_stranger_that_pretends_to_be_ours_changes_no_outcome(relay, 
                   "    job_state = R\n    Variable_List = MI_RUN=%s.1\n" % (remote.user_name(), accept_id))
     other.start()
     until(lambda: job_of(other, accept_id).get("job"), 60)
-    assert job_of(other, accept_id)["job"] == "1.pbshost" and outcome(relay, accept_id, 60)["status"] == "completed"
+    assert job_of(other, accept_id)["job"] == "1.pbshost"
+    (other.base / accept_id / "go").write_text("")
+    assert outcome(relay, accept_id, 60)["status"] == "completed"
     assert len(other.system.jobs()) == 1 == len(other.runs())
 
 
