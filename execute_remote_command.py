@@ -1304,12 +1304,14 @@ class GateRun:
         compile_patterns(order["result_patterns"])
 
     def ended_by_restart(self):
-        """Did this host go down when it was about to start? Then nobody knows whether it did: it ends without
-        its command."""
-        starting = self.last("starting")
+        """Did this host go down when it was about to start, or was that on another host? Then nobody knows
+        whether it did: it ends without its command."""
+        starting, here = self.last("starting"), os.uname().nodename
         if not starting or starting["boot"] == boot_id() or starting.get("batch", "none") != "none":
             return False
-        self.end_early("the host was restarted", "the host was restarted", "lost")
+        host, why = printable(starting.get("host", here)), "the host was restarted"        # (older notes: none)
+        away = "was about to be started on %s, and nothing tells whether it was"
+        self.end_early(*(away % host, _(away) % host) if host != here else (why, why), state="lost")
         return True
 
     def note_starting(self):
@@ -1319,7 +1321,8 @@ class GateRun:
         if self.told_to_end():
             self.end_early("cancelled", "cancelled")
             return False
-        self.journal.note(5, "starting", argv=self.argv, **{key: self.command[key] for key in NOTED_KEYS})
+        self.journal.note(5, "starting", host=os.uname().nodename, argv=self.argv,
+                          **{key: self.command[key] for key in NOTED_KEYS})
         return True
 
     def start(self):
@@ -9923,6 +9926,8 @@ JA = {
     "no line is left out": "行を省略しません",
     "also if nobody has looked at it with `show`": "show で誰も見ていなくても",
     "why; it stays on this host": "理由 (この計算機の外へ出ません)",
+    "was about to be started on %s, and nothing tells whether it was":
+        "%s で開始する直前でしたが、実際に開始したかどうかはわかりません",
     "the configuration file, instead of the one that is found": "設定ファイル (ini)。指定しなければ、見つかったものを使います",
     "what is found, as JSON": "結果を JSON で表示します",
     "failures only": "失敗だけを表示します",

@@ -1310,12 +1310,14 @@ class GateRun:
         compile_patterns(order["result_patterns"])
 
     def ended_by_restart(self):
-        """Did this host go down when it was about to start? Then nobody knows whether it did: it ends without
-        its command."""
-        starting = self.last("starting")
+        """Did this host go down when it was about to start, or was that on another host? Then nobody knows
+        whether it did: it ends without its command."""
+        starting, here = self.last("starting"), os.uname().nodename
         if not starting or starting["boot"] == boot_id() or starting.get("batch", "none") != "none":
             return False
-        self.end_early("the host was restarted", "the host was restarted", "lost")
+        host, why = printable(starting.get("host", here)), "the host was restarted"        # (older notes: none)
+        away = "was about to be started on %s, and nothing tells whether it was"
+        self.end_early(*(away % host, _(away) % host) if host != here else (why, why), state="lost")
         return True
 
     def note_starting(self):
@@ -1325,7 +1327,8 @@ class GateRun:
         if self.told_to_end():
             self.end_early("cancelled", "cancelled")
             return False
-        self.journal.note(5, "starting", argv=self.argv, **{key: self.command[key] for key in NOTED_KEYS})
+        self.journal.note(5, "starting", host=os.uname().nodename, argv=self.argv,
+                          **{key: self.command[key] for key in NOTED_KEYS})
         return True
 
     def start(self):
@@ -9657,6 +9660,8 @@ JA = {                         # what a person reads, in Japanese
     "no line is left out": "行を省略しません",
     "also if nobody has looked at it with `show`": "show で誰も見ていなくても",
     "why; it stays on this host": "理由 (この計算機の外へ出ません)",
+    "was about to be started on %s, and nothing tells whether it was":
+        "%s で開始する直前でしたが、実際に開始したかどうかはわかりません",
     "%s was not written: in %s stands a secret of this host: %s":
         "%s は書き出していません。%s にこの計算機の秘密が含まれています: %s",
     "%s is there already":

@@ -311,3 +311,24 @@ def test_a_poller_that_is_started_on_another_node_of_the_same_home_says_where_th
         for process in world.pollers:
             process.kill()
         subprocess.check_call(["umount", "-l", base])
+
+
+def test_what_was_about_to_start_on_another_node_when_its_poller_died_ends_with_words_that_are_true_there(here, make_world):
+    suite.needs("root", "unshare")
+    if os.geteuid() != 0:
+        suite.pytest.skip("needs root itself: mount namespaces")
+    world = make_world(tls=False, commands=["touch"]).start()
+    (here / "boot").write_text("00000000-1111-4222-8333-444444444444\n")
+    (here / "node").write_text(NODE)
+    (here / "python2").write_text('#!/bin/sh\nexec sh %s/node node2 %s/boot %s "$@"\n' % (here, here, suite.PYTHON))
+    (here / "python2").chmod(0o755)
+    commands = {"touch": "match = touch\nargv = /bin/touch\n    %s/ran" % here}
+    accept_id = world.client().register("touch")
+    world.poller(commands, env={"MI_FAULT": "start told"}).popen.wait(30)
+    world.python = str(here / "python2")
+    two = world.poller(commands, env={"LANG": "ja_JP.UTF-8"})
+    suite.wait_until(lambda: world.state_of(accept_id) == "got", 30, two.text)
+    info = world.client().ok("GET", "get-calc-result", {"v": 2, "accept_id": accept_id})["result-info"]
+    says = "was about to be started on %s, and nothing tells whether it was" % os.uname().nodename
+    assert (info["reason"], info.get("exit_code")) == (says, None) and not (here / "ran").exists(), info
+    assert "開始したかどうかはわかりません" in two.text(), two.text()
