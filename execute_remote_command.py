@@ -1309,7 +1309,7 @@ class GateRun:
         starting, here = self.last("starting"), os.uname().nodename
         if not starting or starting["boot"] == boot_id() or starting.get("batch", "none") != "none":
             return False
-        host, why = printable(starting.get("host", here)), "the host was restarted"        # (older notes: none)
+        host, why = printable(starting.get("host", here)), "the host was restarted"    # (older notes: none)
         away = "was about to be started on %s, and nothing tells whether it was"
         self.end_early(*(away % host, _(away) % host) if host != here else (why, why), state="lost")
         return True
@@ -3494,9 +3494,10 @@ class Channel:
         return view
 
     def blocks(self, count):
-        """The next count bytes, block by block. EOFError."""
+        """The next count bytes, block by block: each up to the buffer's end, so that nothing is moved in it.
+        EOFError."""
         while count:
-            data = self.block(min(count, BLOCK - self.at % BLOCK))     # up to the buffer's end: nothing is moved
+            data = self.block(min(count, BLOCK - self.at % BLOCK))
             count -= len(data)
             yield data
 

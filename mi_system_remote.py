@@ -1315,7 +1315,7 @@ class GateRun:
         starting, here = self.last("starting"), os.uname().nodename
         if not starting or starting["boot"] == boot_id() or starting.get("batch", "none") != "none":
             return False
-        host, why = printable(starting.get("host", here)), "the host was restarted"        # (older notes: none)
+        host, why = printable(starting.get("host", here)), "the host was restarted"    # (older notes: none)
         away = "was about to be started on %s, and nothing tells whether it was"
         self.end_early(*(away % host, _(away) % host) if host != here else (why, why), state="lost")
         return True
