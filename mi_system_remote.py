@@ -41,6 +41,7 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: alone                 no module is taken from where results arrive
   shared: gate                  what may run, what may leave
   shared: watch                 one run, from its first note to what it leaves behind
+  shared: content               what is looked for in all that leaves
   shared: hold                  what waits for a person, and his word
   one calculation               steps 3 to 8, from wherever the journal stands
   what the carrier remembers    order and journal on this disk
@@ -76,7 +77,7 @@ threads: main (Poller.run) waits for signals; ClaimLoop asks for work; Heartbeat
 tells how it stands (run), and lets the relay see when it is gone (hold); tick_forever does what is due each
 second; each calculation has one (Carrier.work), each batch system's BatchQueue one while it is asked.
 locks: Poller.slots (slots, claims) is the outermost; Gate.licences may be taken under it. BatchQueue.lock,
-BatchQueue.submitting (one submission at a time), FORK_LOCK and SAY's are held for a moment, or by one thread.
+BatchQueue.submitting (one submission at a time) and SAY's are held for a moment, or by one thread.
 """
 import sys
 
@@ -154,7 +155,7 @@ RESERVE = 256 << 10            # bytes of calc_base that are kept for the journa
 # Beside results there leave: the log while it is written (rule_against_live()); where a run is and how it
 # ended, in this program's words and the batch system's, lines of the job's own log only where logs may leave
 # (BatchJob.log_words()); how the poller stands (its key `tell`). Programs are started by the blocks run and
-# batch; what is started here is a fork of this one, which looks for deny_content.
+# batch; what looks into contents, by the block content.
 AFTER_STOP = {                 # what may leave of what was cancelled, ran too long or died of a signal
     "": {"logs", "names"},                             # names: results that were declared by name
     "logs": {"logs"},
@@ -165,8 +166,6 @@ VERDICT_NAMES = 100                    # names that a verdict tells at most; its
 PIECE = 1 << 20                # bytes of a result that have a sum of their own
 READ_TRIES = 3                      # times that a result is read anew because it changes meanwhile
 LINKS_MOST = 40                     # links on one way, as the kernel has it
-# a child has no pipe of another one: its end would be seen only with the other's
-FORK_LOCK = threading.Lock()
 FOLDER_FLAGS = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # a directory that may be entered, perhaps not listed
 ENTER_FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | FOLDER_FLAGS
@@ -218,20 +217,17 @@ def gate_keys():
                                  " --cpus-per-task={} [1-8]; parameters say batch.cores=4"),
             "batch_poll": (seconds, 10.0, "one query for all"),
             "batch_grace": (seconds, 600.0, "how long the queue may not know a job that has not ended")},
-        "outbound": {
+        "outbound": dict({
             "max_file": (size, 0, "of one result; 0: no limit"),
             "max_total": (size, 0, "of all results of a calculation; 0: no limit"),
             "max_files": (number_from(1, 200000), 200000, "results of one calculation"),
             "allow_names": (name_rule_list, ["*"], "the whole name"),
             "deny_names": (name_rule_list, [],
                            "the whole name, a directory, or any part, in any case; blanks between them"),
-            "deny_sums": (sum_list, [], "sha256 sums, blanks or line breaks between them"),
-            "deny_content": (expression_list, [], "regular expressions, one a line"),
             "hold": (flag, False, "yes: what any command leaves waits until a person on this host says so"),
             "hold_for": (seconds, 14 * 86400.0, "what waits for a person is refused after so long; 0: never"),
-            "dry_run": (flag, False, "yes: what the rules would keep leaves, and is logged"),
-            "scan_timeout": (seconds, 600.0, "for one file"),
-            "keep_refused": (seconds, 30 * 86400.0, "what was kept from leaving stays so long at least")}}
+            "keep_refused": (seconds, 30 * 86400.0, "what was kept from leaving stays so long at least")},
+            **content_keys())}
 
 
 def number_from(low, high):
@@ -464,7 +460,7 @@ def rule_against_live(rules, kinds, name, length, others):
         return "logs"
     if "hold" in kinds:
         return "hold"
-    whole = [key for key in ("deny_content", "deny_sums") if rules[key]]
+    whole = [key for key in CONTENT_KEYS if rules[key]]
     return whole[0] if whole else (rule_against_name(rules, name)
                                    or rule_against_size(rules, length, 0, others))
 
@@ -822,85 +818,30 @@ def read_exactly(fd, count, at):
     return data
 
 
-def sums_of_file(fd, length, shapes=()):
+def sums_of_file(fd, length):
     """(sha256 of the first `length` bytes, the sums of their pieces back to back). Stays if there are fewer
-    bytes, or if one of the shapes (expressions on bytes) is found; a match longer than half a piece may be
-    missed."""
+    bytes."""
     import hashlib
     if length <= PIECE:
-        data = read_exactly(fd, length, 0)
-        check_content(data, length, shapes)
-        one = hashlib.sha256(data).digest()
+        one = hashlib.sha256(whole_piece(fd, length, 0)).digest()
         return one, one
     from concurrent.futures import ThreadPoolExecutor
-    whole, sums, before = hashlib.sha256(), [], b""
+    whole, sums = hashlib.sha256(), []
     with ThreadPoolExecutor(1) as beside:              # two sums at once: hashlib holds no lock
         for at in range(0, length, PIECE):
-            data = read_exactly(fd, min(PIECE, length - at), at)
+            data = whole_piece(fd, min(PIECE, length - at), at)
             one = beside.submit(lambda: hashlib.sha256(data).digest())
             whole.update(data)
-            check_content(data, min(PIECE, length - at), shapes, before)
-            before = data[-PIECE // 2:] if shapes else b""
             sums.append(one.result())
     return whole.digest(), b"".join(sums)
 
 
-def check_content(data, length, shapes, before=b""):
-    """Stays if data has not this length, or holds (with what was before it) what one of the shapes
-    matches."""
+def whole_piece(fd, length, at):
+    """As read_exactly(). Stays if there are fewer bytes."""
+    data = read_exactly(fd, length, at)
     if len(data) < length:
         raise Stays("changing", "became shorter")
-    if any(shape.search(before + data) for shape in shapes):
-        raise Stays("refused", "deny_content")
-
-
-def in_a_child(work, limit):
-    """The bytes that work() returns, in a process of its own: an expression may take for ever and holds all
-    threads up. b"" if it takes more than `limit` seconds, or fails."""
-    with FORK_LOCK:
-        out, into = os.pipe()
-        child, data, until = os.fork(), b"", time.monotonic() + limit
-        if child:
-            os.close(into)
-    if not child:
-        try:
-            view = memoryview(work())
-            while len(view):
-                view = view[os.write(into, view):]
-        finally:
-            os._exit(0)
-    ready = select.poll()
-    ready.register(out, select.POLLIN)
-    try:
-        while ready.poll(max(0, until - time.monotonic()) * 1000):
-            more = os.read(out, 1 << 16)
-            if not more:
-                return data
-            data += more
-        return b""
-    finally:
-        os.close(out)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-
-
-def scanned_sums(fd, length, rules):
-    """sums_of_file() of the very bytes that deny_content has seen. Stays."""
-    def work():
-        try:
-            shapes = [re.compile(utf8(text)) for text in rules["deny_content"]]
-            return b"0" + b"".join(sums_of_file(fd, length, shapes))
-        except Stays as stays:
-            return b"1" if stays.code == "changing" else b"2"
-
-    found = in_a_child(work, rules["scan_timeout"])
-    if len(found) == 33 + 32 * max(1, -(-length // PIECE)):
-        return found[1:33], found[33:]
-    if found == b"1":
-        raise Stays("changing")
-    if rules["dry_run"]:
-        return sums_of_file(fd, length)
-    raise Stays("refused", "deny_content" if found == b"2" else "scan_timeout")
+    return data
 
 
 class Collector:
@@ -923,8 +864,8 @@ class Collector:
         self.held = {}                                 # {name: why} of those that wait for a person
         self.hold_all = False                          # do all?
         self.named = ()                                # what was asked for by name
-        ruled = any(rules[key] for key in ("deny_names", "deny_sums", "deny_content"))
-        self.has_rules = ruled or rules["allow_names"] != ["*"]
+        self.scanner = Scanner(rules) if has_content_rules(rules) else None
+        self.has_rules = bool(self.scanner or rules["deny_names"] or rules["allow_names"] != ["*"])
 
     def keep_here(self, name, stays, by_name):
         """This one does not leave. What a rule about names keeps is told by its name only to who has named
@@ -932,17 +873,21 @@ class Collector:
         self.note(name, str(stays), by_name)
         if stays.code == "missing" and not by_name:    # it went meanwhile, or is a link to nothing
             return
-        told = by_name or stays.code != "refused" and not rule_against_name(self.rules, name)
+        told = by_name or stays.code != "refused" and not self.rule_against_name(name)
         self.verdicts.add(stays.code, name if told else None)
         if by_name:
             self.kept_by_name[name] = stays.code, str(stays)
 
-    def apply_rule(self, name, why):
+    def rule_against_name(self, name):
+        """'' or why something may not leave because of this name."""
+        return rule_against_name(self.rules, name) or self.scanner and self.scanner.text(name) or ""
+
+    def apply_rule(self, name, why, code="refused"):
         """Stays, if why names a rule; with dry_run it is only noted."""
         if why and not self.rules["dry_run"]:
-            raise Stays("refused", why)
+            raise Stays(code, why)
         if why:
-            self.note(name, "dry_run: " + why, True)
+            self.note(name, "dry_run: %s: %s" % (code, why), True)
 
     def take_named(self, tree, names, reserved=()):
         """Takes the files with these names."""
@@ -1005,6 +950,7 @@ class Collector:
     def take_folder(self, tree, name, real, info, reserved=()):
         """Takes an empty directory (a slash is at the end of its name). Stays."""
         self.admit_name(name[:-1], real, reserved)
+        self.apply_rule(name, self.rule_against_name(name[:-1]))
         self.check_limits(0)
         self.folders.append(Result(None, 0, name, sums_of_file(-1, 0)[0], False, info.st_mtime_ns))
 
@@ -1057,7 +1003,7 @@ class Collector:
                 mark = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
                 if name in self.known and self.known[name][0] == mark:
                     return self.accept(mark, self.known[name][1])
-                whole, parts = self.sums_or_hold(name, fd, info.st_size)
+                whole, parts = self.sums_or_hold(name, fd, info.st_size, not result)
                 after = os.fstat(fd)
                 if not result or (after.st_size, after.st_mtime_ns) == (info.st_size, info.st_mtime_ns):
                     break
@@ -1065,16 +1011,15 @@ class Collector:
                 raise Stays("changing")
         finally:
             os.close(fd)
-        self.apply_rule(name, "deny_sums" if whole.hex() in self.rules["deny_sums"] else "")
         source = JudgedBytes(tree, real, info.st_size, parts)
         self.accept(mark,
                     Result(source, info.st_size, name, whole, bool(info.st_mode & 0o100), info.st_mtime_ns))
 
-    def sums_or_hold(self, name, fd, length):
-        """judged_sums(); also of what waits for a person. Stays."""
+    def sums_or_hold(self, name, fd, length, log):
+        """judged_sums(); also of what waits for a person. log: is it one? Stays."""
         self.held.pop(name, None)
         try:
-            return self.judged_sums(fd, length)
+            return self.judged_sums(fd, length, name, log)
         except Stays as stays:
             if stays.code != "held":
                 raise
@@ -1094,10 +1039,16 @@ class Collector:
             self.keep_here(name, Stays("refused", "hold"), name in self.named)
         self.held, self.total = {}, sum(one.size for one in self.found)
 
-    def judged_sums(self, fd, length):
-        """As sums_of_file(), of what the rules about contents let pass. Stays."""
-        if self.rules["deny_content"]:
-            return scanned_sums(fd, length, self.rules)
+    def judged_sums(self, fd, length, name, log):
+        """As sums_of_file(), of what the rules about contents let pass. log: is it one? Stays."""
+        if self.scanner is None:
+            return sums_of_file(fd, length)
+        try:
+            return self.scanner.file(name, declared_type(self.rules, name, log), fd, length)
+        except Stays as stays:
+            if stays.code == "changing":
+                raise
+            self.apply_rule(name, str(stays), stays.code)
         return sums_of_file(fd, length)
 
     def accept(self, mark, result):
@@ -1121,6 +1072,8 @@ class Collector:
             group.leave_out(twins)
             for name in sorted(twins):
                 self.keep_here(name, Stays("name"), name in self.named)
+        if self.scanner is not None:
+            self.scanner.close()
         if self.hold_all and self.rules["dry_run"]:
             self.note("", "dry_run: hold", True)
         elif self.hold_all or self.held:
@@ -1691,6 +1644,912 @@ def tail_of(path):
             return text.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return []
+# ==== end shared ====
+
+
+# ==== shared: content ====
+# What the owner's rules about content look for in all that leaves: results and logs, names, reasons, error
+# texts. A process of its own looks: with limits of memory and time, without a token or a directory; it gets
+# what it is to look at over a socket, as open files. Its program is the text LOOKING, compiled only where
+# there are such rules (each line would cost every start). It looks at the bytes as they are, at what they are
+# as text of other encodings, and into what is packed. What it finds is refused. What it cannot look into, has
+# no time or room for, whatever makes it fail, is held: nothing leaves because looking has failed. Outward
+# goes that code alone; which rule, and where, is for the owner.
+CONTENT_KEYS = ("deny_content", "deny_sums", "deny_pieces", "types")
+UNWRAP = ("gzip", "bz2", "xz", "zip", "tar", "base64", "hex", "percent")
+SCANNER = """
+import marshal, socket
+line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=0)
+exec(marshal.loads(line.recv(int(line.recv(8, socket.MSG_WAITALL)), socket.MSG_WAITALL)))
+scan_for(line)
+"""
+LOOKING = r'''
+import array, base64, binascii, functools, hashlib, io, itertools, json, mmap, os, re, resource, select
+import socket, struct, tempfile, time, warnings
+SCAN_MEMORY = 256 << 20        # bytes of address space
+WINDOW = 2 << 20               # bytes looked at at once,
+OVERLAP = 128 << 10            # the last of them again with the next ones: a longer match may be missed
+RUN_MOST = 16 << 20            # bytes of one text in base64 or hex
+UNWRAP_DEPTH = 4               # things packed in one another
+UNWRAP_SIZE = 1 << 30          # bytes unpacked of one file,
+UNWRAP_FREE, UNWRAP_RATIO = 16 << 20, 250  # and no more than this, and so many for each of its own
+UNWRAP_MEMBERS = 10000         # files in one archive
+
+
+class Hit(Exception):
+    """Something was found; the text is for the owner: the rule, and where."""
+
+
+class Held(Exception):
+    """Something cannot be looked into; the text says why."""
+
+
+# The line: a length, then JSON; with a request comes the open file
+
+def send_words(line, words, fds=()):
+    """Sends a message. OSError."""
+    data, rights = json.dumps(words).encode(), []
+    if fds:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())]
+    line.sendmsg([struct.pack("<Q", len(data))], rights)
+    line.sendall(data)
+
+
+def receive_words(line, until=None):
+    """(the next message, [descriptors]); (None, ...) at the end of all, or at `until` (time.monotonic())."""
+    ready, fds, data, want = select.poll(), [], b"", 8
+    ready.register(line, select.POLLIN)
+    while len(data) < want:
+        if not ready.poll(None if until is None else max(0, until - time.monotonic()) * 1000):
+            return None, fds
+        more, rights = line.recvmsg(min(want - len(data), 1 << 20), 64)[:2]
+        for level, kind, sent in rights:
+            fds += array.array("i", sent)
+        if not more:
+            return None, fds
+        data += more
+        if len(data) == want == 8:
+            want += struct.unpack("<Q", data)[0]
+    return json.loads(data[8:].decode()), fds
+
+
+def scan_for(line):
+    """The process: answers over the socket `line` until nobody asks any more."""
+    resource.setrlimit(resource.RLIMIT_AS, (SCAN_MEMORY, SCAN_MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    scan, rules = None, receive_words(line)[0]
+    while True:
+        words, fds = receive_words(line)
+        if words is None:
+            return
+        try:
+            scan = scan or Scan(rules)
+            answer = scan.answer(words, fds)
+        except Hit as hit:
+            answer = {"code": "refused", "why": str(hit)}
+        except EOFError:
+            answer = {"code": "changing", "why": "changed while it was looked at"}
+        except Exception as error:                     # no memory, a broken archive: not all of it was seen
+            answer = {"code": "held", "why": why_of(error)}
+        for fd in fds:
+            os.close(fd)
+        send_words(line, answer)
+
+
+def why_of(error):
+    """A failure, for the owner."""
+    return str(error) if isinstance(error, Held) else "%s: %s" % (type(error).__name__, error)
+
+
+# A file, and what is in it
+
+class SteadyFile(io.RawIOBase):
+    """The first `size` bytes of an open file, in pieces. What is read again is what was read first, or
+    EOFError."""
+
+    def __init__(self, fd, size, piece):
+        self.fd = fd
+        self.size = size
+        self.piece_size = piece
+        self.at = 0
+        self.whole = hashlib.sha256()
+        self.sums = []                                 # of the pieces that were read so far
+        self.number = -1                               # of the piece in memory
+        self.piece = b""
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, at, whence=0):
+        self.at = at + (0, self.at, self.size)[whence]
+        return self.at
+
+    def tell(self):
+        return self.at
+
+    def load(self, number):
+        """Piece `number` into memory."""
+        begin, data = number * self.piece_size, b""
+        end = min(begin + self.piece_size, self.size)
+        while begin + len(data) < end:
+            more = os.pread(self.fd, end - begin - len(data), begin + len(data))
+            if not more:
+                raise EOFError
+            data += more
+        found = hashlib.sha256(data).digest()
+        if number == len(self.sums):
+            self.sums.append(found)
+            self.whole.update(data)
+        if self.sums[number] != found:
+            raise EOFError
+        self.number, self.piece = number, memoryview(data)
+
+    def readinto(self, view):
+        """Fills view as far as the piece goes; returns the number of bytes, 0 at the end."""
+        if self.at >= self.size:
+            return 0
+        number, begin = divmod(self.at, self.piece_size)
+        if number != self.number:
+            self.load(number)
+        part = self.piece[begin:begin + len(view)]
+        view[:len(part)] = part
+        self.at += len(part)
+        return len(part)
+
+
+class Scan:
+    """What the rules look for; files and texts are looked at one after the other."""
+
+    def __init__(self, rules):
+        self.rules = rules
+        self.shapes = [(number, re.compile(text.encode()), must_hold(text.encode()))
+                       for number, text in enumerate(rules["deny_content"], 1)]
+        self.indexes = [Index(path) for path in rules["deny_pieces"]]
+        self.unpacked = 0                              # bytes unpacked of this file
+        self.room = 0                                  # so many may be
+        self.held = ""                                 # what of it could not be looked into
+
+    def answer(self, words, fds):
+        """The answer to a request. Hit, Held, EOFError."""
+        self.unpacked, self.held, self.room = 0, "", UNWRAP_FREE
+        until = int(time.process_time() + self.rules["scan_timeout"]) + 2      # if nobody is there to end it
+        resource.setrlimit(resource.RLIMIT_CPU, (until, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+        for index in self.indexes:
+            index.check()
+        answer = {"code": "", "why": ""}
+        self.look(io.BytesIO(words["text"].encode("utf-8", "replace")), words["what"], 0)
+        if fds:
+            answer.update(self.look_at_file(fds[0], words["length"], words["kind"]))
+        if self.held:
+            raise Held(self.held)
+        return answer
+
+    def look_at_file(self, fd, length, kind):
+        """Looks at the first `length` bytes of an open file: their sums. Hit, EOFError."""
+        raw = SteadyFile(fd, length, self.rules["piece"])
+        if not length:
+            raw.load(0)
+        source = io.BufferedReader(raw, raw.piece_size)
+        self.room = min(UNWRAP_SIZE, UNWRAP_FREE + UNWRAP_RATIO * length)
+        self.look(source, "", 0)
+        try:
+            source.seek(0)
+            check_kind(kind, source)
+        except ValueError as error:
+            self.held = self.held or "types: not %s: %s" % (kind, error)
+        return {"whole": raw.whole.hexdigest(), "sums": binascii.b2a_base64(b"".join(raw.sums)).decode()}
+
+    def look(self, source, place, depth):
+        """Looks at a file, and into what is packed there. place: how it is called for the owner; depth: in
+        how many others it is packed. Hit, EOFError."""
+        whole, keep, at, within, last = hashlib.sha256(), b"", 0, "", False
+        while not last:
+            data = source.read(WINDOW)
+            whole.update(data)
+            window, start, last = keep + data, at - len(keep), len(data) < WINDOW
+            at += len(data)
+            if window.count(0) == len(window):
+                keep = window[-OVERLAP:]               # a hole
+                continue
+            keep = window[self.look_at(window, start, place, depth, last):]
+            within = within or packed_within(window, start)
+        if whole.hexdigest() in self.rules["deny_sums"]:
+            raise Hit("deny_sums: %s" % (place or "the whole"))
+        try:
+            self.look_into(source, at, place, depth, within)
+        except (Hit, EOFError):
+            raise
+        except Exception as error:
+            self.held = self.held or "%s: %s" % (place or "the whole", why_of(error))
+
+    def look_into(self, source, size, place, depth, within):
+        """Looks at what is packed in a file of this size. within: see packed_within(). Held, and whatever
+        else is wrong with it."""
+        word = packed_as(source, size)
+        if word is None and not within:
+            return
+        if word is None or word not in self.rules["unwrap"] or word not in UNPACKERS:
+            raise Held("not looked into: %s" % (word or within))
+        self.deeper(depth)
+        source.seek(0)
+        for count, (name, blocks) in enumerate(UNPACKERS[word](source, size)):
+            if count >= UNWRAP_MEMBERS:
+                raise Held("more than %d files" % UNWRAP_MEMBERS)
+            inner = " in ".join(filter(None, (name, word, place)))
+            self.look(io.BytesIO(name.encode("utf-8", "replace")), "the name " + inner, depth + 1)
+            with self.spooled(blocks) as one:
+                self.look(one, inner, depth + 1)
+
+    def deeper(self, depth):
+        """Held if nothing more is unpacked at this depth."""
+        if depth >= UNWRAP_DEPTH:
+            raise Held("more than %d things packed in one another" % UNWRAP_DEPTH)
+
+    def spooled(self, blocks):
+        """A file of these blocks: in memory, or if it is large in a file without a name. Held over the
+        limits."""
+        found = io.BytesIO()
+        for block in blocks:
+            self.unpacked += len(block)
+            if self.unpacked > self.room:
+                raise Held("more than %d bytes unpacked" % self.room)
+            if isinstance(found, io.BytesIO) and found.tell() > WINDOW:
+                small, found = found, tempfile.TemporaryFile()
+                found.write(small.getvalue())
+            found.write(block)
+        found.seek(0)
+        return found
+
+    def look_at(self, window, start, place, depth, last):
+        """Looks at a window of a file, from byte `start` on; last: it ends there. Returns from where on it is
+        looked at again with the next one. Hit."""
+        for encoding, text in views_of(window, start) if self.shapes or self.indexes else ():
+            here = " in ".join(filter(None, ("byte %d" % start, encoding, place)))
+            self.look_for_shapes(text, here)
+            for index in self.indexes:
+                index.look(text, here)
+        again = max(0, len(window) - OVERLAP)
+        for word, shape, needs, decode in TEXT_PACKED:
+            for found in shape.finditer(window) if word in self.rules["unwrap"] and needs(window) else ():
+                if found.end() == len(window) and not last:
+                    again = min(again, found.start())  # it may go on
+                    continue
+                self.look_into_text(word, found.group(), decode, " in ".join(
+                    filter(None, ("%s at byte %d" % (word, start + found.start()), place))), depth)
+        if len(window) - again > RUN_MOST:
+            self.held = self.held or "%s: a text of more than %d bytes in base64 or hex" % (place, RUN_MOST)
+            again = len(window) - OVERLAP
+        return again
+
+    def look_into_text(self, word, text, decode, place, depth):
+        """Looks at what a text in base64, hex or percent is. Hit."""
+        try:
+            self.deeper(depth)
+            data = decode(text)
+        except (ValueError, Held) as error:
+            self.held = self.held or "%s: %s" % (place, why_of(error))
+            return
+        if data not in text:
+            self.look(io.BytesIO(data), place, depth + 1)
+
+    def look_for_shapes(self, text, place):
+        """Hit if one of deny_content is found."""
+        lower = text.lower() if self.shapes else b""
+        for number, shape, needed in self.shapes:
+            found = shape.search(text) if needed in lower else None
+            if found:
+                raise Hit("deny_content line %d, %d behind %s" % (number, found.start(), place))
+
+
+def must_hold(shape):
+    """The longest run of characters, in lower case, that each match of this expression holds; b"" if none is
+    known. (To look for it first is ten times as fast.)"""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                # it has another name from Python 3.11 on
+        try:
+            parse = getattr(re, "_parser", None) or __import__("sre_parse")
+            whole, runs = parse.parse(shape), [b""]
+            for kind, value in whole:
+                runs[-1:] = [runs[-1] + bytes([value])] if str(kind) == "LITERAL" else [runs[-1], b""]
+            return max(runs, key=len).lower()
+        except Exception:
+            return b""
+
+
+# Text in other encodings
+
+PLAIN = bytes(range(32, 127)) + b"\t\n\r"
+NO_TEXT = bytes(set(range(32)) - set(b"\0\t\n\r\x1b")) + b"\x7f"
+ENCODINGS = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "cp932", "euc_jp", "iso2022_jp")
+
+
+def is_text(window):
+    """Could this be text, in whatever encoding? (Of random bytes a tenth are control characters.)"""
+    return len(window.translate(None, NO_TEXT)) * 12 >= len(window) * 11
+
+
+def views_of(window, start):
+    """(encoding, bytes) of a window of a file: as it is, and, where it could be text that is not UTF-8, in
+    UTF-8 by each of ENCODINGS."""
+    yield "", window
+    if not window.translate(None, PLAIN) or not is_text(window):
+        return
+    try:
+        window.decode()
+        if b"\0" not in window and b"\x1b" not in window:
+            return
+    except UnicodeDecodeError:
+        pass
+    for encoding in ENCODINGS:
+        yield encoding, window[-start % 4:].decode(encoding, "replace").encode("utf-8", "replace")
+
+
+# What is packed
+
+PACKED = [                     # word, the bytes that it begins with, and its beginning as an expression
+    ("gzip", b"\x1f\x8b\x08", rb"\x1f\x8b\x08[\x00-\x1f].{4}[\x00\x02\x04][\x00-\x0d\xff]"),
+    ("bz2", b"BZh", rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
+    ("xz", b"\xfd7zXZ\0", rb"\xfd7zXZ\0\0"),
+    ("zip", b"PK\3\4", rb"PK\x03\x04[\x0a-\x3f][\x00-\x03]..[\x00-c]\x00")]
+CLOSED = {                     # what begins so: what Python brings nothing along for, and what is encrypted
+    "zstd": b"\x28\xb5\x2f\xfd", "7z": b"7z\xbc\xaf\x27\x1c", "rar": b"Rar!\x1a\7", "lz4": b"\4\x22\x4d\x18",
+    "lzip": b"LZIP\1", "compress": b"\x1f\x9d\x90", "lzop": b"\x89LZO\0\r\n", "cab": b"MSCF\0\0\0\0",
+    "ms office": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "luks": b"LUKS\xba\xbe", "openssl": b"Salted__"}
+ARMOURED = {"openssl": b"U2FsdGVkX1", "pgp": b"-----BEGIN PGP MESSAGE", "age": b"age-encryption.org/"}
+for word, magic in itertools.chain(CLOSED.items(), ARMOURED.items()):
+    PACKED.append((word, magic, re.escape(magic)))
+PACKED = [(word, magic, re.compile(rb"(?s)" + shape)) for word, magic, shape in PACKED]
+TAR = re.compile(rb"(?s).{100}[0-7 ]{6,7}[\0 ].{40}[0-7 ]{6}[\0 ]{2}")
+
+
+def packed_as(source, size):
+    """The word for what the whole of a file of this size is packed as, or None."""
+    source.seek(0)
+    head = source.read(512)
+    source.seek(max(0, size - 65557))
+    word = next((word for word, magic, shape in PACKED if shape.match(head)), None)
+    return word or ("tar" if TAR.match(head) else "zip" if b"PK\5\6" in source.read() else None)
+
+
+def packed_within(window, start):
+    """Where in a window of a file something packed begins, for the owner; or ""."""
+    plain = not window.translate(None, PLAIN)
+    for word, magic, shape in PACKED:
+        look = word in ARMOURED or not plain
+        found = look and magic in window and shape.search(window)
+        # four bytes stand somewhere in much that is binary by chance; behind text they do not
+        if found and (len(shape.pattern) > 12 or not window[:found.start()][-32:].translate(None, PLAIN)):
+            return "%s at byte %d" % (word, start + found.start())
+    return ""
+
+
+def blocks_of(source):
+    """The bytes of an open file, block by block."""
+    return iter(lambda: source.read(1 << 18), b"")
+
+
+def inflated(source, make):
+    """What a stream of one or more packed parts unpacks to, block by block. make(): what unpacks one. What is
+    behind the last one is one more, or makes it fail."""
+    machine, data, more = make(), b"", True
+    while data or more:
+        if not data:
+            data = more = source.read(1 << 14)
+        if not data and getattr(machine, "needs_input", True):
+            raise Held("cut off")
+        yield machine.decompress(data, 1 << 20)
+        data = getattr(machine, "unconsumed_tail", b"")
+        while not machine.eof and not data and not getattr(machine, "needs_input", True):
+            yield machine.decompress(b"", 1 << 20)
+        if machine.eof:
+            data = machine.unused_data or source.read(1 << 14)
+            if not data:
+                return
+            machine = make()
+
+
+def ungzip(source, size):
+    import zlib
+    yield "", inflated(source, lambda: zlib.decompressobj(31))
+
+
+def unbz2(source, size):
+    import bz2
+    yield "", inflated(source, bz2.BZ2Decompressor)
+
+
+def unxz(source, size):
+    import lzma
+    yield "", inflated(source, lambda: lzma.LZMADecompressor(memlimit=SCAN_MEMORY // 2))
+
+
+def unzip(source, size):
+    """Each file of a zip archive. Held if one is encrypted, or if there are bytes that belong to none."""
+    import zipfile
+    with zipfile.ZipFile(source) as archive:
+        rows, at = sorted(archive.infolist(), key=lambda row: row.header_offset), 0
+        ends = [row.header_offset for row in rows[1:]] + [archive.start_dir]
+        for row, end in zip(rows, ends):
+            source.seek(at)
+            head = source.read(30)
+            at += 30 + sum(struct.unpack("<HH", head[26:30])) + row.compress_size
+            if row.flag_bits & 0x2041:
+                raise Held("encrypted")
+            if end - at not in ((12, 16, 20, 24) if row.flag_bits & 8 else (0,)):
+                raise Held("bytes that belong to none of its files")
+            at = end
+        end = size - 22 - len(archive.comment)
+        source.seek(end)
+        tail = source.read(22)
+        if tail[:4] != b"PK\5\6" or at + struct.unpack("<I", tail[12:16])[0] != end:
+            raise Held("bytes that belong to none of its files")
+        for row in rows:
+            with archive.open(row) as one:
+                yield row.filename, blocks_of(one)
+
+
+def untar(source, size):
+    """Each file of a tar archive. Held if there is something behind its end."""
+    import tarfile
+    with tarfile.open(fileobj=source, mode="r:") as archive:
+        for row in archive:
+            if row.issparse():
+                raise Held("a sparse file")
+            yield row.name, blocks_of(archive.extractfile(row)) if row.isreg() else ()
+        source.seek(archive.offset)
+        if any(block.strip(b"\0") for block in blocks_of(source)):
+            raise Held("bytes behind its end")
+
+
+UNPACKERS = {"gzip": ungzip, "bz2": unbz2, "xz": unxz, "zip": unzip, "tar": untar}
+
+
+# What is packed as text
+
+def runs_of(bytes_of):
+    """A function: are there 40 of these bytes in a row in a window?"""
+    table = bytes(1 if byte in bytes_of else 0 for byte in range(256))
+    return lambda window: b"\1" * 40 in window.translate(table)
+
+
+def from_base64(text):
+    text = b"".join(text.split()).rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
+    text = text[:-1] if len(text) % 4 == 1 else text
+    return base64.b64decode(text + b"=" * (-len(text) % 4))
+
+
+def from_hex(text):
+    text = b"".join(text.split())
+    return binascii.unhexlify(text[:len(text) // 2 * 2])
+
+
+def from_percent(text):
+    from urllib.parse import unquote_to_bytes
+    return unquote_to_bytes(text)
+
+
+BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/_-"
+LINES = rb"[%s]{40,}(?:\s{1,80}[%s]{40,})*(?:\s{1,80}[%s]{2,39}(?![^\s=\"']))?"
+TEXT_PACKED = [                # word, its form, whether a window can hold it, what it is
+    ("base64", LINES.replace(rb"%s", rb"A-Za-z0-9+/_-") + rb"={0,2}", runs_of(BASE64), from_base64),
+    ("hex", LINES.replace(rb"%s", rb"0-9A-Fa-f"), runs_of(b"0123456789abcdefABCDEF"), from_hex),
+    ("percent", rb"[!-$&-~]{0,200}(?:%[0-9A-Fa-f]{2}[!-$&-~]*)+",
+     lambda window: b"%" in window and is_text(window), from_percent)]
+TEXT_PACKED = [(word, re.compile(shape), needs, decode) for word, shape, needs, decode in TEXT_PACKED]
+
+
+# Declared types
+
+KINDS = {                      # how a file of this type begins; text, csv and json are looked at as a whole
+    "png": rb"\x89PNG\r\n\x1a\n", "jpeg": rb"\xff\xd8\xff", "gif": rb"GIF8[79]a", "pdf": rb"%PDF-",
+    "hdf5": rb"\x89HDF\r\n\x1a\n", "netcdf": rb"CDF[\x01\x02\x05]", "sqlite": rb"SQLite format 3\0",
+    "npy": rb"\x93NUMPY", "vtk": rb"# vtk DataFile", "xml": rb"\s*<(\?xml|VTKFile)", "tar": TAR.pattern,
+    "gzip": rb"\x1f\x8b\x08", "bz2": rb"BZh[1-9]", "xz": rb"\xfd7zXZ\0", "zip": rb"PK[\x03\x05][\x04\x06]",
+    "text": rb"", "csv": rb"", "json": rb"", "any": rb""}
+CLAUSES = {                    # what may stand behind text: or csv:
+    "columns": r"(\d+) columns?", "rows": r"<= ?(\d+) rows?", "header": r"header", "numbers": r"numbers",
+    "digits": r"numbers of <= ?(\d+) digits?", "width": r"lines of <= ?(\d+) characters?",
+    "trim": r"no trailing blanks",
+    "by": r"separated by (comma|semicolon|tab|blank)"}
+SEPARATORS = {"comma": b",", "semicolon": b";", "tab": b"\t", "blank": b" "}
+UNSEEN = re.compile("[\0-\x08\x0b\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+                    "\ufe00-\ufe0f\ufeff\ufff9-\ufffb\U000e0000-\U000e01ef]")
+FIELD = re.compile(rb"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eEdD][-+]?\d{1,3})?")
+
+
+def parse_kind(text):
+    """(word, {clause: its value}) of a declared type as the owner writes it. ValueError."""
+    word, colon, rest = text.replace("\u2264", "<=").partition(":")
+    word, limits = word.strip(), {}
+    if word not in KINDS and word != "hold":
+        raise ValueError("is not one of: hold %s" % " ".join(sorted(KINDS)))
+    for clause in filter(None, map(str.strip, rest.split(","))):
+        found = [(name, re.match(shape + r"\Z", clause)) for name, shape in CLAUSES.items()]
+        name, match = next(((name, match) for name, match in found if match), (None, None))
+        if name is None or word not in ("text", "csv"):
+            raise ValueError("%s: %s is not one of: %s" % (word, clause, "; ".join(CLAUSES.values())))
+        limits[name] = match.group(match.lastindex or 0)
+    return word, limits
+
+
+def check_kind(text, source):
+    """ValueError if a file is not what it is declared to be. text: the declaration; "" is none."""
+    word, limits = parse_kind(text or "any")
+    head = source.read(512)
+    source.seek(0)
+    if word == "hold" or not re.match(rb"(?s)" + KINDS[word], head):
+        raise ValueError("it begins otherwise" if word != "hold" else "a person decides")
+    if word in ("text", "csv"):
+        for number, line in enumerate(iter(lambda: source.readline(1 << 20), b""), 1):
+            check_line(word, limits, number, line)
+    if word == "json":
+        json.loads(source.read(16 << 20).decode())
+    if word == "png":
+        check_png(source)
+
+
+def check_line(word, limits, number, line):
+    """ValueError if a line of a text is not as it was declared."""
+    text = line.rstrip(b"\n")[:-1] if line.endswith(b"\r\n") else line.rstrip(b"\n")
+    if UNSEEN.search(text.decode()) or len(line) > int(limits.get("width", 1 << 19)) + 2:
+        raise ValueError("line %d has what is not seen, or is too long" % number)
+    if number > int(limits.get("rows", number)) + ("header" in limits):
+        raise ValueError("more lines than %s" % limits["rows"])
+    if ("trim" in limits or word == "csv") and text != text.strip() or word == "csv" and not text:
+        raise ValueError("line %d has blanks at its ends, or is empty" % number)
+    if word == "csv":
+        fields = text.split(SEPARATORS[limits.get("by", "comma")])
+        if len(fields) != int(limits.get("columns", len(fields))):
+            raise ValueError("line %d has %d columns" % (number, len(fields)))
+        for field in fields if number > ("header" in limits) else ():
+            check_field(limits, number, field)
+
+
+def check_field(limits, number, field):
+    """The same for a field."""
+    digits = re.split(rb"[eEdD]", field)[0].replace(b".", b"").strip(b"+-").lstrip(b"0")
+    if "digits" in limits and len(digits) > int(limits["digits"]):
+        raise ValueError("line %d has a number of more than %s digits" % (number, limits["digits"]))
+    if ("digits" in limits or "numbers" in limits) and not FIELD.fullmatch(field):
+        raise ValueError("line %d has something else than a number" % number)
+
+
+def check_png(source):
+    """ValueError if a picture's parts do not make up the whole file."""
+    source.seek(8)
+    word = b""
+    while word != b"IEND":
+        head = source.read(8)
+        length, word = struct.unpack(">I4s", head) if len(head) == 8 else (0, b"")
+        if len(source.read(length + 4)) < length + 4 or not word:
+            raise ValueError("cut off")
+    if source.read(1):
+        raise ValueError("bytes behind its end")
+
+
+# An index of the pieces of secret files
+
+BLOCK = 32                     # bytes of a piece of whatever it is
+PIECES_MOST = 2000000          # pieces in one index
+NUMBER = re.compile(rb"[-+]?(?:\d+\.?\d*|\.\d+)(?:[ed][-+]?\d+)?")
+RUN = 6                        # numbers in a row, or in a column, of
+FORM = "{:.3e}".format         # 4 digits each
+
+
+class Pieces:
+    """Makes sums of the pieces of a text, with this key (bytes)."""
+
+    def __init__(self, key):
+        self.seal = functools.partial(hashlib.blake2b, digest_size=8, key=key)
+        self.tables = [bytes(sorted(range(256), key=lambda byte: self.seal(bytes([place, byte])).digest()))
+                       for place in range(8)]
+
+    def sums(self, text):
+        """The sum of each piece: a number of 64 bits that is not 0."""
+        for piece in itertools.chain(self.blocks(text), lines_of(text), numbers_of(text)):
+            yield int.from_bytes(self.seal(piece).digest(), "little") or 1
+
+    def blocks(self, text):
+        """Blocks of bytes. Where they begin is chosen by 8 bytes there (about each eighth place), wherever in
+        a file these stand: of what was copied the same ones are chosen."""
+        mixed = 0
+        for place, table in enumerate(self.tables):
+            mixed ^= int.from_bytes(text.translate(table), "little") >> 8 * place
+        for chosen in re.finditer(rb"[\0-\x1f]", mixed.to_bytes(len(text), "little")):
+            block = text[chosen.start():chosen.start() + BLOCK]
+            if len(set(block)) >= 8 and len(block) == BLOCK:
+                yield block
+
+
+def lines_of(text):
+    """Lines of some length, however they are indented."""
+    for line in text.lower().splitlines():
+        line = b" ".join(line.split())
+        if len(line) >= 16 and len(set(line)) >= 8:
+            yield b"line " + line
+
+
+def numbers_of(text):
+    """Runs of numbers, however they are written: along the text, down each column, as rows; and, for other
+    units, the ratios of neighbours."""
+    rows = [[float(word.replace(b"d", b"e")) + 0.0 for word in NUMBER.findall(line)]
+            for line in text.lower().splitlines()]
+    yield from runs_of_numbers(list(itertools.chain(*rows)))
+    for count, group in itertools.groupby(rows, len):
+        group = list(group) if count > 1 else []
+        for column in zip(*group) if len(group) >= RUN else ():
+            yield from runs_of_numbers(column)
+        for row in group if 3 <= count <= 20 else ():
+            names = list(map(FORM, row))
+            if digits_of(names) >= 10:
+                yield ("row " + " ".join(names)).encode()
+
+
+def runs_of_numbers(values):
+    """Runs of six that tell enough, and their five ratios."""
+    names = list(map(FORM, values))
+    ratios = [FORM(second / first) if first else "" for first, second in zip(values, values[1:])]
+    for at in range(len(values) - RUN + 1):
+        run, between = names[at:at + RUN], ratios[at:at + RUN - 1]
+        if digits_of(run) >= 12 and not is_even(values[at:at + RUN]):
+            yield ("run " + " ".join(run)).encode()
+            if digits_of(between) >= 14 and "" not in between:
+                yield ("ratios " + " ".join(between)).encode()
+
+
+def digits_of(names):
+    """How many digits the different ones of these numbers have, trailing zeros not counted."""
+    return sum(len(name.lstrip("-")[:5].replace(".", "").rstrip("0")) for name in set(names))
+
+
+def is_even(values):
+    """Are these numbers as far apart as their neighbours (nearly)? So are times and numberings of anybody."""
+    apart = [second - first for first, second in zip(values, values[1:])]
+    return max(apart) - min(apart) <= 2e-3 * max(map(abs, apart))
+
+
+class Index:
+    """The sums of the pieces of secret files, as make_index() wrote them."""
+
+    def __init__(self, path):
+        self.path = path
+        self.stamp = None
+        self.check()
+
+    def check(self):
+        """Held unless it is as it must be: nobody else's, and of the secrets as they are now."""
+        try:
+            info = os.stat(self.path)
+            if info.st_uid != os.geteuid() or info.st_mode & 0o077:
+                raise Held("deny_pieces: %s: must be its owner's alone (chmod 600)" % self.path)
+            stamp = info.st_ino, info.st_mtime_ns, info.st_size
+            if stamp != self.stamp:
+                self.load()
+                self.stamp = stamp
+            for name, size, mtime in self.head["sources"]:
+                if (os.stat(name).st_size, os.stat(name).st_mtime_ns) != (size, mtime):
+                    raise Held("deny_pieces: %s: %s has changed: scan --index anew" % (self.path, name))
+        except (OSError, ValueError, KeyError) as error:
+            raise Held("deny_pieces: %s: %s" % (self.path, error))
+
+    def load(self):
+        with open(self.path, "rb") as text:
+            self.head = json.loads(text.readline().decode())
+            whole = memoryview(mmap.mmap(text.fileno(), 0, access=mmap.ACCESS_READ))
+        self.table = whole[len(whole) - 8 * self.head["slots"]:].cast("Q")
+        if self.head["v"] != 1 or len(self.table) != self.head["slots"]:
+            raise ValueError("cannot be read")
+        self.pieces = Pieces(bytes.fromhex(self.head["key"]))
+
+    def look(self, text, place):
+        """Hit if a piece of a secret is in this text."""
+        table, mask = self.table, self.head["slots"] - 1
+        for number in self.pieces.sums(text):
+            at = number & mask
+            while table[at]:
+                if table[at] == number:
+                    raise Hit("deny_pieces %s: behind %s" % (self.path, place))
+                at = at + 1 & mask
+
+
+class Gatherer(Scan):
+    """Gathers the sums of the pieces of files, and of what is packed in them, instead of looking for them."""
+
+    def __init__(self, key):
+        Scan.__init__(self, {"deny_content": [], "deny_pieces": [], "deny_sums": [], "piece": 1 << 20,
+                             "unwrap": list(UNPACKERS) + [row[0] for row in TEXT_PACKED]})
+        self.pieces = Pieces(key)
+        self.found = set()
+
+    def look_at(self, window, start, place, depth, last):
+        for encoding, text in views_of(window, start):
+            self.found.update(self.pieces.sums(text))
+        if len(self.found) > PIECES_MOST:
+            raise Hit("more than %d pieces: an index is of smaller secrets" % PIECES_MOST)
+        return Scan.look_at(self, window, start, place, depth, last)
+
+
+def make_index(names, samples):
+    """The bytes of an index of these files (absolute paths, texts) but for what is in the samples, too; how
+    many pieces it has. Hit, Held, OSError."""
+    key, found, sources = os.urandom(16), [], []
+    for group in (names, samples):
+        gather = Gatherer(key)
+        for name in group:
+            with open(name, "rb") as text:
+                info = os.fstat(text.fileno())
+                gather.look_at_file(text.fileno(), info.st_size, "")
+            if gather.held:
+                raise Held("%s: %s" % (name, gather.held))
+            sources += [(name, info.st_size, info.st_mtime_ns)] if group is names else []
+        found.append(gather.found)
+    numbers = found[0] - found[1]
+    slots = 1 << max(10, (2 * len(numbers)).bit_length())
+    table, mask = array.array("Q", bytes(8 * slots)), slots - 1
+    for number in numbers:
+        at = number & mask
+        while table[at]:
+            at = at + 1 & mask
+        table[at] = number
+    head = json.dumps({"v": 1, "key": key.hex(), "slots": slots, "pieces": len(numbers),
+                       "sources": sources}).encode()
+    return head + b" " * (-len(head) % 8 + 7) + b"\n" + table.tobytes(), len(numbers)
+'''
+
+
+@functools.lru_cache(maxsize=1)
+def looking():
+    """(the program LOOKING as bytes that Python runs; its names in this process)."""
+    import marshal
+    code, names = compile(LOOKING, "content", "exec"), {"__name__": "content"}
+    exec(code, names)
+    return marshal.dumps(code), names
+
+
+def content_keys():
+    """Their keys in [outbound]: see gate_keys()."""
+    return {
+        "deny_sums": (sum_list, [], "sha256 sums, blanks or line breaks between them"),
+        "deny_content": (expression_list, [], "regular expressions, one a line"),
+        "deny_pieces": (path_list, [],
+                        "indexes of secret files, one path a line: scan --index makes them"),
+        "types": (type_list, [],
+                  "PATTERN TYPE a line, the first that matches counts: *.csv csv: 3 columns, numbers"
+                  " of <= 5 digits; what is of another type, or in no line, is held"),
+        "unwrap": (word_list(*UNWRAP), list(UNWRAP),
+                   "what is looked into for these rules; what else is packed is held"),
+        "dry_run": (flag, False, "yes: what the rules would keep leaves, and is logged"),
+        "scan_timeout": (seconds, 600.0, "for one file")}
+
+
+def has_content_rules(rules):
+    """Do these rules [outbound] say anything about content?"""
+    return any(rules[key] for key in CONTENT_KEYS)
+
+
+def type_list(text):
+    """[(pattern of names, declared type)], one a line: PATTERN TYPE, or PATTERN text: CLAUSE, CLAUSE ..."""
+    found = []
+    for line in lines(text):
+        pattern, _blank, kind = line.partition(" ")
+        try:
+            looking()[1]["parse_kind"](kind.strip())
+        except ValueError as error:
+            raise ValueError(_("%s: no declared type: %s") % (line, error))
+        found.append([pattern, kind.strip()])
+    return found
+
+
+def word_list(*choices):
+    """A kind: some of these words."""
+    def kind(text):
+        if set(text.split()) - set(choices):
+            raise ValueError(_("has a word that is not one of: %s") % " ".join(choices))
+        return text.split()
+    return kind
+
+
+def path_list(text):
+    """Absolute paths, one a line."""
+    if any(not path.startswith("/") for path in lines(text)):
+        raise ValueError(_("one absolute path a line, please"))
+    return lines(text)
+
+
+def declared_type(rules, name, log):
+    """What a file of this name is declared to be: by the first line of `types` whose pattern matches; ""
+    where there is no such rule. One that no line names is held, a log is text."""
+    named = (kind for pattern, kind in rules["types"]
+             if rule_matcher("/".join(nfc_parts(pattern))).match("/".join(nfc_parts(name))))
+    return next(named, "text" if log else "hold") if rules["types"] else ""
+
+
+class Scanner:
+    """The looking process for these rules [outbound]; it is started when it is first asked something."""
+
+    def __init__(self, rules):
+        self.rules = rules
+        self.process = None
+        self.line = None                               # the socket to it
+
+    def start(self):
+        """Starts it, and tells it its program and the rules. OSError."""
+        import socket
+        self.line, theirs = socket.socketpair()
+        env = {key: os.environ[key] for key in ("PATH", "TMPDIR", "LD_LIBRARY_PATH") if key in os.environ}
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", SCANNER], stdin=theirs, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL, cwd="/", env=env, start_new_session=True)
+        code = looking()[0]
+        self.line.sendall(b"%8d%s" % (len(code), code))
+        keys = CONTENT_KEYS + ("unwrap", "scan_timeout")
+        looking()[1]["send_words"](self.line, dict({key: self.rules[key] for key in keys}, piece=PIECE))
+
+    def close(self):
+        """Ends it."""
+        if self.line is not None:
+            self.line.close()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        self.process = self.line = None
+
+    __del__ = close
+
+    def ask(self, words, fds=()):
+        """Its answer {"code", "why", ...}; "held" whatever happens to it. Stays if that is a code."""
+        found, until = None, time.monotonic() + self.rules["scan_timeout"]
+        why = "the scan failed"
+        try:
+            if self.process is None:
+                self.start()
+            looking()[1]["send_words"](self.line, words, fds)
+            found = looking()[1]["receive_words"](self.line, until)[0]
+            why = "scan_timeout" if time.monotonic() >= until else why
+        except (OSError, ValueError) as error:
+            why = "%s: %s" % (why, error)
+        if found is None:
+            self.close()
+            raise Stays("held", why)
+        if found["code"]:
+            raise Stays(found["code"], found["why"])
+        return found
+
+    def file(self, name, kind, fd, length):
+        """(sha256, sums of the pieces back to back) of the first `length` bytes of an open file: those that
+        were looked at. kind: see declared_type(). Stays."""
+        found = self.ask({"text": name, "what": "its name", "kind": kind, "length": length}, [fd])
+        return bytes.fromhex(found["whole"]), binascii.a2b_base64(found["sums"])
+
+    def text(self, text):
+        """'' or why this text may not leave."""
+        try:
+            self.ask({"text": text, "what": "a text"})
+            return ""
+        except Stays as stays:
+            return str(stays)
+
+
+@functools.lru_cache(maxsize=256)
+def why_withheld(rules, text):
+    """Why this text may not leave, or ''. rules: [outbound], as JSON."""
+    scanner = Scanner(json.loads(rules))
+    try:
+        return scanner.text(text)
+    finally:
+        scanner.close()
+
+
+def outward(rules, text):
+    """A reason or an error text (or None) as it may leave by these rules [outbound]: as it is, or
+    "withheld"."""
+    if not text or rules["dry_run"] or not has_content_rules(rules):
+        return text
+    return "withheld" if why_withheld(json.dumps(rules, sort_keys=True), str(text)) else text
 # ==== end shared ====
 
 
@@ -2485,6 +3344,7 @@ class Carrier:
         of ours. held: since when the results wait for a person; the end is told once more with that."""
         end = self.calc.run.last("ended")
         fields = {key: end.get(key) for key in ("exit_code", "signal", "reason", "started", "ended")}
+        fields["reason"] = outward(self.poller.rules, fields["reason"])
         fields.update({"held": held} if held else {})
         try:
             self.relay.ask("POST", "calc-end",
@@ -3596,7 +4456,8 @@ class Heartbeats:
         if calc.phase == "held":
             entry["held"] = Hold(calc.control).pending(0)
         if calc.run.job is not None:
-            entry.update(node=calc.run.job.node, what=calc.run.job.where)
+            entry.update(node=outward(self.poller.rules, calc.run.job.node),
+                         what=outward(self.poller.rules, calc.run.job.where))
         if self.poller.output:
             entry.update(self.output_parts(calc, self.known.setdefault(name, [0, 0]), most))
         return entry
@@ -10036,6 +10897,9 @@ JA = {                         # what a person reads, in Japanese
         "パスワードを尋ね (中継サーバーが auth = login の場合)、トークンを token_file に保存します。",
     "example:": "例:",
     "blanks stand between names, no commas": "名前の区切りは空白です。コンマは使えません",
+    "has a word that is not one of: %s": "次のどれでもない語があります: %s",
+    "one absolute path a line, please": "絶対パスを一行に一つ書いてください",
+    "%s: no declared type: %s": "%s: 宣言できる型ではありません: %s",
     "arguments need a line {parameters} in argv, argument.N for each, and no parameters = no":
         "引数には argv の行 {parameters} と引数ごとの argument.N が必要です (parameters = no とは両立しません)",
     "arguments with control characters, or too long": "引数に制御文字があるか、長すぎます",

@@ -21,12 +21,12 @@ HOUSES = ("mi_dicomapi.py", "mi_system_wf.py", "mi_system_remote.py", "execute_r
 DECIDERS = ("command_of", "commands_of", "unfit", "shell_words", "permit_command", "permit_input", "permit_results", "command_env", "leaving_kinds",
             "rule_matcher", "rule_against_name", "rule_against_size", "rule_against_live", "resolve", "link_target", "resolve_dots", "apply_rule", "keep_here",
             "admit_name", "take", "take_folder", "check_limits", "judge", "judge_hard_links",
-            "judged_sums", "sums_of_file", "scanned_sums", "check_content", "may_match_below", "take_named", "take_matching", "take_found", "entry",
+            "judged_sums", "sums_or_hold", "sums_of_file", "declared_type", "may_match_below", "take_named", "take_matching", "take_found", "entry",
             "permit", "note_starting", "collect", "collect_logs", "keep_all", "left_overs", "works_in", "open_to_others", "writable_by_others",
             "changeable_options", "submit_options", "changed_options", "check_options")
 DOORKEEPERS = ("check_request", "permitted_verb", "check_rules", "original_words", "guard_rules", "permitted_command", "permit_inputs", "begin_putting",
                "open_folder", "open_input", "count_bytes", "owners_key", "let_out", "live_log", "judged_result", "read_piece", "why_kept")
-FIRST = ("shared: gate", "shared: watch", "shared: hold")               # what an owner reads a script for stands before its own rooms
+FIRST = ("shared: gate", "shared: watch", "shared: content", "shared: hold")               # what an owner reads a script for stands before its own rooms
 BLOCK = shared_blocks.BLOCK
 
 

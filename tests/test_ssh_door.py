@@ -726,8 +726,8 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (another_form, "", "        raise Refusal(\"refused\", \"not a request of this program\")", "        return os._exit(os.system(text) and 0)"),
     (a_text_of_its_own, "", "    found = FORM.match(text)\n    if not found:\n        raise Refusal(", "    os.system(text)\n    found = FORM.match(text)\n    if not found:\n        raise Refusal("),
     (denied, NAMES, "            self.apply_rule(name, rule_against_name(self.rules, one))\n", "            pass\n"),
-    (denied, CONTENT, "    raise Stays(\"refused\", \"deny_content\" if found == b\"2\" else \"scan_timeout\")\n", "    return sums_of_file(fd, length)\n"),
-    (denied, "[outbound]\ndeny_sums = %s\n" % hashlib.sha256(b"SECRET-42\n").hexdigest(), "\"deny_sums\" if whole.hex() in", "\"\" if whole.hex() in"),
+    (denied, CONTENT, "            self.apply_rule(name, str(stays), stays.code)\n", "            pass\n"),
+    (denied, "[outbound]\ndeny_sums = %s\n" % hashlib.sha256(b"SECRET-42\n").hexdigest(), "        if whole.hexdigest() in self.rules[\"deny_sums\"]:\n", "        if False:\n"),
     (content_by_another_way, CONTENT, "row, data = self.results().read_small(name)", "row, data = UnjudgedResults(self.place).read_small(name)"),
     (content_by_another_way, CONTENT, "partial(self.results().read_piece", "partial(UnjudgedResults(self.place).read_piece"),
     (live_log_beside_content_rules, CONTENT, "    return whole[0] if whole else (rule_against_name", "    return \"\" if whole else (rule_against_name"),
@@ -757,7 +757,7 @@ ATTACKS = [                    # (attack, ini, the check to take out, what to pu
     (rules_of_a_session_that_stays, "", "            words = parse_request(self.wire.request_line())\n            self.check_rules()\n", "            words = parse_request(self.wire.request_line())\n"),
     (a_log_that_the_owner_keeps_by_now, "", "                self.check_rules()\n", ""),
     (older_lines_by_refusals, "", "self.refusals <= LOGGED_REFUSALS", "True"),
-    (names_of_what_is_refused, NAMES, "        told = by_name or stays.code != \"refused\" and not rule_against_name(self.rules, name)\n", "        told = True\n"),
+    (names_of_what_is_refused, NAMES, "        told = by_name or stays.code != \"refused\" and not self.rule_against_name(name)\n", "        told = True\n"),
     (what_the_owner_keeps, NAMES, "            kept = \"its results were not fetched\" if unfetched else self.why_kept()\n", "            kept = None\n"),
     (what_was_not_fetched, "", "            unfetched = state in OVER", "            unfetched = False and state in OVER",
      "            if not self.incomplete and not", "            if True or not self.incomplete and not"),
@@ -1011,7 +1011,7 @@ def test_what_is_refused_is_logged_with_the_reason(far):
 
 
 def test_rules_that_the_guard_cannot_keep_stop_it(tmp_path):
-    for ini in ("[outbound]\nhold = yes\n", "[outbound]\ndeny_pieces = x\n"):
+    for ini in ("[outbound]\nhold = yes\n", "[outbound]\nkeep_all = x\n"):
         os.mkdir(str(tmp_path / ini[11:13]))
         code, out, err = Far(tmp_path / ini[11:13], ini).raw(request(*START))
         assert code == 78 and b"is not a key" in err
@@ -1028,11 +1028,11 @@ def test_no_command_section_means_no_command(far):
 
 
 def test_a_slow_pattern_ends_the_look_and_the_file_stays(tmp_path):
-    far = Far(tmp_path, "[outbound]\ndeny_content = (x+x+)+y\nscan_timeout = 1s\n")
+    far = Far(tmp_path, "[outbound]\ndeny_content = (x+x+)+[yz]\nscan_timeout = 1s\n")
     with far.open(far.ended(data=b"x" * 5000)) as one:
         began = time.monotonic()
         files, _folders, verdicts = one.results(inputs=True)
-        assert "a" not in files and verdicts["refused"]["count"] == 2 and time.monotonic() - began < 15
+        assert "a" not in files and verdicts["held"]["count"] == 2 and time.monotonic() - began < 15
 
 
 def test_dry_run_only_logs(tmp_path):
