@@ -47,6 +47,8 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: say
   shared: ini
   shared: names                 names of files: checked by every receiver
+  shared: seal                  who may order: signatures, each order once
+  shared: sign                  signatures are made by ssh-keygen or openssl
   shared: run                   the wrapper of a command, and how it is looked at
   shared: batch                 batch systems
   shared: store                 how results get into a directory of this side
@@ -180,6 +182,7 @@ def gate_keys():
             "parameters": (flag, None, "may stay away"),
             "argument.*": (re.compile, None,
                            "each argument must match its expression as a whole; more are refused"),
+            "require_signature": (flag, None, "yes, no: for this command, whatever holds for the others"),
             "env.*": (str, "", "a variable that the command sees"),
             "nice": (number_from(0, 19), 0, "0 to 19"),
             "timeout": (seconds, 0.0, "the command is ended after so long; 0: never"),
@@ -1150,6 +1153,7 @@ class Gate:
     def __init__(self, folder, commands):
         self.folder = folder
         self.commands = commands                       # {word on the wire: its section}
+        self.orders = OrderRules(folder)               # which orders run
         self.queues = {}                               # of batch systems: {key: BatchQueue}
         self.running = set()                           # the runs that are
         self.licences = threading.Condition()          # of these, and of who waits for a licence (`jobs`)
@@ -1181,8 +1185,9 @@ class Gate:
 class GateRun:
     """One run. gate: its Gate, None where it is only looked at; name: RUN, the mark of its processes; ident:
     what log lines name; work, control: its directories, bytes; order: {"command": the word on the wire,
-    "parameters": text, "result_files": {name: …}, "result_patterns": [text]}; logs: [(name, directory, file
-    there)] of what the command writes, its errors last; log_fields: {key: value} for log lines."""
+    "parameters": text, "result_files": {name: …}, "result_patterns": [text], perhaps "signed"}; logs: [(name,
+    directory, file there)] of what the command writes, its errors last; log_fields: {key: value} for log
+    lines."""
 
     def __init__(self, gate, name, ident, work, control, order, logs, log_fields):
         self.gate = gate
@@ -1197,6 +1202,7 @@ class GateRun:
         self.mark = b"MI_RUN=" + name.encode()
         self.command = None                            # its section, once it is permitted or watched,
         self.argv = []                                 # and what it runs
+        self.signed = {}                               # the order, as it was signed
         self.cancelled = False
         self.unkillable = []                           # pids
         self.wrapper = None                            # its Popen, if this process has started it
@@ -1255,6 +1261,20 @@ class GateRun:
         for name in order["result_files"]:
             check_name(name)
         compile_patterns(order["result_patterns"])
+        self.permit_order()
+
+    def permit_order(self):
+        """What was signed of it. Forbidden if that does not allow it (any more)."""
+        wanted = {key: self.order[key] for key in ("command", "parameters", "result_patterns")}
+        wanted["result_files"] = sorted(self.order["result_files"])
+        now = None if self.last("starting") else time.time()
+        self.signed = self.gate.orders.permit(self.order.get("signed", ""), wanted, self.command, now)
+
+    def permit_inputs(self, rows):
+        """Forbidden if these inputs (rows: see sum_of_manifest()) are not those that were signed."""
+        if self.signed and sum_of_manifest(rows) != self.signed["inputs"]:
+            raise Forbidden(_("this order does not run here: %s")
+                            % _("its inputs are not those that were signed"))
 
     def ended_by_restart(self):
         """Did this host go down when it was about to start, or was that on another host? Then nobody knows
@@ -1273,6 +1293,11 @@ class GateRun:
         self.gate.begin_running(self, licence=True)
         if self.told_to_end():
             self.end_early("cancelled", "cancelled")
+            return False
+        try:
+            self.gate.orders.use(self.signed, self.command, self.control, time.time())
+        except Forbidden as error:
+            self.end_early("refused", error)
             return False
         self.journal.note(5, "starting", host=os.uname().nodename, argv=self.argv,
                           **{key: self.command[key] for key in NOTED_KEYS})
@@ -8321,7 +8346,7 @@ def did_you_mean(word, known):
 
 def belongs_into(key, table):
     """' (it belongs into [SECTION])' or ''."""
-    names = [{"command *": "command NAME", "*": "SITE"}.get(name, name)
+    names = [{"command *": "command NAME", "signer *": "signer NAME", "*": "SITE"}.get(name, name)
              for name in table if key in table[name]]
     return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
 
@@ -8345,9 +8370,9 @@ def parse_ini(path):
 
 
 def read_ini(path, table):
-    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *'
-    and '*' (any other) those that are there. In any value {here}/ is the ini's directory, {python} the Python
-    that runs this.
+    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *',
+    'signer *' and '*' (any other) those that are there. In any value {here}/ is the ini's directory, {python}
+    the Python that runs this.
 
     What the file says is obeyed, so nobody else may write to it: see check_only_ours(). 78 with file,
     section, key and what to do, for anything that is not as it should be.
@@ -8374,11 +8399,11 @@ def keys_of_section(path, section, table):
     sites are. 78 for what is misspelled."""
     if section in table:
         return table[section]
-    if section.startswith("command "):
-        return table.get("command *")
+    if section.startswith(("command ", "signer ")):
+        return table.get(section.split(" ")[0] + " *")
     if section in SECTIONS:
         return None
-    hint = did_you_mean(section, SECTIONS + ("command",)) if "*" not in table else ""
+    hint = did_you_mean(section, SECTIONS + ("command", "signer")) if "*" not in table else ""
     if hint:
         raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, hint))
     return table.get("*")
@@ -8525,6 +8550,537 @@ def declared_matcher(names, patterns):
     asked = set(patterns)                              # an empty directory is there as its own pattern, too
     return lambda name: nfc_parts(name) in wanted or name in asked or any(one.match("/".join(nfc_parts(name)))
                                                                           for one in found)
+# ==== end shared ====
+
+
+# ==== shared: seal ====
+# Who may order: only orders that a key of the owner's list, [signer NAME], has signed run, each once (key
+# require_signature). An order is a text of two parts (`signed`): one line of JSON in the very bytes that were
+# signed; behind it the signature in OpenSSH's form (openssh-portable, PROTOCOL.sshsig). It is verified here,
+# in whole numbers: Ed25519 (RFC 8032), RSA (RFC 8017, PKCS #1 v1.5) with SHA-2. Nothing secret takes part in
+# that, so the time that it takes tells nothing. In this order: its form; is its key on the list; the curve,
+# or the power; and only then what the order says is read, and compared with what is about to be done.
+SIGNED_MOST = 1 << 20          # characters of an order
+RSA_BITS = range(2048, 8193)
+PRIME = 2 ** 255 - 19          # of the field, the number of points, and the curve's d: RFC 8032, 5.1
+POINTS = 2 ** 252 + 27742317777372353535851937790883648493
+CURVE_D = -121665 * pow(121666, PRIME - 2, PRIME) % PRIME
+CLOCK_SKEW = 300               # seconds that two hosts' clocks may differ
+USES_KEPT = 86400              # seconds beyond its end that a used order is remembered: clocks are set back
+USES_MANY = 1 << 20            # bytes of their list from which on those that are over are taken out
+USES_LOCK = threading.Lock()
+ORDER_FIELDS = {               # all that an order says, each exactly once
+    "v": int, "site": str, "user": str, "request_id": str, "command": str, "parameters": str, "inputs": str,
+    "result_files": list, "result_patterns": list, "nonce": str, "not_before": int, "expires": int}
+Signer = collections.namedtuple("Signer", "name user key sites commands since until revoked")
+
+
+def signer_keys():
+    """The keys of the owner's list, as read_ini() takes them."""
+    return {"signer *": {
+        "key": (public_key, b"", "a public key as ssh-keygen writes it: ssh-ed25519 ..., or ssh-rsa ... (from"
+                                 " 2048 bits on)"),
+        "user": (str, "", "who signs with it, as its orders say; default: NAME"),
+        "sites": (str.split, [], "only for these of this computer's names; default: any"),
+        "commands": (str.split, [], "only these [command NAME]; default: any"),
+        "since": (moment, 0, "2026-11-30, or 2026-11-30 14:00: orders run from then on"),
+        "until": (moment, 0, "... and before that; default: for ever"),
+        "revoked": (flag, False, "yes: what is signed by it is refused by this name")}}
+
+
+def order_keys():
+    """The keys of a door's section that are about signed orders and results."""
+    return {
+        "require_signature": (flag, None, "no: unsigned orders run, too; default: yes, once there is a"
+                                          " [signer NAME]"),
+        "accept_after": (moment, 0, "orders that were signed before are refused: set it to now after a backup"
+                                    " was put back here"),
+        "result_key": (str, "", "a private key, made at first need, by which results are signed; its public"
+                                " half, FILE.pub, is for who asks for them")}
+
+
+def moment(text):
+    """'2026-11-30', '2026-11-30 14:00' (local time) -> seconds since the epoch."""
+    found = re.match(r"(\d{4})-(\d\d)-(\d\d)(?:[ T](\d\d):(\d\d))?\Z", text)
+    try:
+        parts = [int(part or 0) for part in found.groups()]
+        return int(time.mktime(time.strptime("%04d %02d %02d %02d %02d" % tuple(parts), "%Y %m %d %H %M")))
+    except (AttributeError, ValueError, OverflowError):
+        raise ValueError(_("is not a time like 2026-11-30, or 2026-11-30 14:00"))
+
+
+def signers_of(where, settings):
+    """{public key: its Signer} of all [signer NAME] sections. 78 if one has no key, or two have the same."""
+    found = {}
+    for section in settings:
+        if section.startswith("signer "):
+            keys = settings[section]
+            if not keys["key"] or keys["key"] in found:
+                raise Stop(EX_CONFIG, _("%s: [%s] key: is missing, or another signer's, too")
+                           % (where, section))
+            found[keys["key"]] = Signer(section[7:], **dict(keys, user=keys["user"] or section[7:]))
+    return found
+
+
+def order_rules(where, settings, door, folder, sites):
+    """The OrderRules of a door, by its section. 78 if orders must be signed, but nobody is on the list, or
+    this computer has no name for them."""
+    rules = OrderRules(folder, settings[door], signers_of(where, settings), sites)
+    needed = [door] if rules.required else [
+        name for name, keys in settings.items() if name.startswith("command ") and keys["require_signature"]]
+    if needed and not rules.signers:
+        raise Stop(EX_CONFIG, _("%s: [%s] require_signature: who may order? Add: [signer NAME]  key ="
+                                " ssh-ed25519 ...") % (where, needed[0]))
+    if needed and not sites:
+        raise Stop(EX_CONFIG, _("%s: [%s] require_signature: what do orders call this computer? Add to [%s]: "
+                                "site = NAME") % (where, needed[0], door))
+    return rules
+
+
+# The signature
+
+def public_key(text):
+    """A public key as one line of text, 'ssh-ed25519 BASE64 ...' -> its bytes on the wire (RFC 4253, 6.6;
+    RFC 8709). ValueError if it is none that is taken here."""
+    words, wrong = text.split(), _("is not a line like: ssh-ed25519 AAAA... (or ssh-rsa, from 2048 bits on)")
+    try:
+        blob = strict_base64("".join(words[1:2]))
+        kind, *numbers = ssh_strings(blob)
+        if "".join(words[:1]).encode() != kind or not words[1:]:
+            raise ValueError(wrong)
+        check_key(kind, numbers)
+    except ValueError:
+        raise ValueError(wrong)
+    return blob
+
+
+def check_key(kind, numbers):
+    """ValueError unless these are the numbers of a key."""
+    if kind == b"ssh-ed25519":
+        if len(numbers) != 1 or point_of(numbers[0]) is None:
+            raise ValueError("not a point")
+    elif kind == b"ssh-rsa" and len(numbers) == 2:
+        e, n = (int.from_bytes(number, "big") for number in numbers)
+        if n.bit_length() not in RSA_BITS or not n & e & 1 or not 2 < e < 1 << 64:
+            raise ValueError("too small")
+    else:
+        raise ValueError("another kind")
+
+
+def signed_by(text, armored, space, trusted):
+    """The public key, one of `trusted`, by which this text (bytes) is signed. ValueError if it is by none of
+    them: nothing is calculated for a key that nobody trusts."""
+    key, kind, signature, summed = taken_apart(armored, space)
+    if key not in trusted:
+        raise ValueError(_("by a key that is not on this host's list"))
+    signed, (sort, *numbers) = sshsig_data(text, space, summed), ssh_strings(key)
+    if sort == b"ssh-ed25519" == kind:
+        good = is_ed25519(numbers[0], signed, signature)
+    else:
+        good = sort == b"ssh-rsa" and kind in RSA_SUMS and is_rsa(numbers, signed, signature, *RSA_SUMS[kind])
+    if not good:
+        raise ValueError(_("the signature does not fit"))
+    return key
+
+
+def is_ed25519(public, signed, signature):
+    """RFC 8032, 5.1.7: is it the signature of these bytes? What is not canonical is none: S from the number
+    of points on, a coordinate from the prime on. Compared are the bytes of R, so that no other R fits."""
+    import hashlib
+    r, s = signature[:32], int.from_bytes(signature[32:], "little")
+    if len(signature) != 64 or s >= POINTS or not all(map(is_coordinate, (r, public))):
+        return False
+    point = point_of(public)
+    if point is None:
+        return False
+    k = int.from_bytes(hashlib.sha512(r + public + signed).digest(), "little") % POINTS
+    x, y, z, _t = sum_of_multiples(s, base_point(), k, (PRIME - point[0], point[1], 1, PRIME - point[3]))
+    z = pow(z, PRIME - 2, PRIME)
+    return (y * z % PRIME | (x * z % PRIME & 1) << 255).to_bytes(32, "little") == r
+
+
+def is_coordinate(data):
+    """Are these 32 bytes a y below the prime, and the sign of an x?"""
+    return len(data) == 32 and int.from_bytes(data, "little") % 2 ** 255 < PRIME
+
+
+def point_of(data):
+    """RFC 8032, 5.1.3: the point (X, Y, Z, T) that these bytes say, None if there is none."""
+    if not is_coordinate(data):
+        return None
+    sign, y = divmod(int.from_bytes(data, "little"), 2 ** 255)
+    square = (y * y - 1) * pow(CURVE_D * y * y + 1, PRIME - 2, PRIME) % PRIME
+    x = pow(square, (PRIME + 3) // 8, PRIME)
+    if (x * x - square) % PRIME:
+        x = x * pow(2, (PRIME - 1) // 4, PRIME) % PRIME
+    if (x * x - square) % PRIME or not x and sign:
+        return None
+    x = x if x & 1 == sign else PRIME - x
+    return x, y, 1, x * y % PRIME
+
+
+@functools.lru_cache(maxsize=1)
+def base_point():
+    """B of RFC 8032, 5.1: y = 4/5, x even."""
+    return point_of((4 * pow(5, PRIME - 2, PRIME) % PRIME).to_bytes(32, "little"))
+
+
+def sum_of_points(one, other):
+    """RFC 8032, 5.1.4; good for any two points, also the same one."""
+    a = (one[1] - one[0]) * (other[1] - other[0]) % PRIME
+    b = (one[1] + one[0]) * (other[1] + other[0]) % PRIME
+    c, d = 2 * one[3] * other[3] * CURVE_D % PRIME, 2 * one[2] * other[2] % PRIME
+    e, f, g, h = b - a, d - c, d + c, b + a
+    return e * f % PRIME, g * h % PRIME, f * g % PRIME, e * h % PRIME
+
+
+def sum_of_multiples(s, one, k, other):
+    """s times one point and k times another: doubled bit by bit, both at once."""
+    found, both = (0, 1, 1, 0), sum_of_points(one, other)
+    for bit in range(max(s.bit_length(), k.bit_length()) - 1, -1, -1):
+        found = sum_of_points(found, found)
+        which = s >> bit & 1, k >> bit & 1
+        if which != (0, 0):
+            found = sum_of_points(found, {(1, 0): one, (0, 1): other, (1, 1): both}[which])
+    return found
+
+
+# The order
+
+def parse_order(line):
+    """The order of a line of JSON: the fields of ORDER_FIELDS, each once and of its kind, and nothing else.
+    ValueError."""
+    def refuse(word):
+        raise ValueError(_("it holds %s") % printable(word)[:100])
+
+    def object_of(pairs):
+        names = [name for name, value in pairs]
+        return dict(pairs) if len(set(names)) == len(names) else refuse(" ".join(names))
+
+    def number(word):
+        return int(word) if len(word) < 20 else refuse(word)
+
+    try:
+        order = json.loads(line, object_pairs_hook=object_of, parse_int=number, parse_float=refuse,
+                           parse_constant=refuse)
+    except RecursionError:
+        refuse("[[[")
+    if not (isinstance(order, dict) and set(order) == set(ORDER_FIELDS) and order["v"] == 1
+            and all(type(order[name]) is kind for name, kind in ORDER_FIELDS.items())
+            and all(type(text) is str for text in order["result_files"] + order["result_patterns"])
+            and re.match(r"[0-9a-f]{32}\Z", order["nonce"])):
+        raise ValueError(_("it does not say what an order says"))
+    return order
+
+
+class OrderRules:
+    """Which orders run. folder: where those that were used are remembered (bytes; one for all doors with the
+    same signers); keys: see order_keys(); signers: see signers_of(); sites: what orders call this
+    computer."""
+
+    def __init__(self, folder, keys=None, signers=(), sites=()):
+        keys = keys or {"require_signature": None, "accept_after": 0}
+        self.folder = folder
+        self.signers = dict(signers)
+        self.sites = sites
+        self.accept_after = keys["accept_after"]
+        self.required = keys["require_signature"]
+        if self.required is None:
+            self.required = bool(self.signers)
+
+    def needed(self, command):
+        """Must what runs this command be signed?"""
+        own = command["require_signature"]
+        return self.required if own is None else own
+
+    def permit(self, signed, wanted, command, now):
+        """The order of the text `signed`, {} if there is none and need be none. wanted: {field of an order:
+        what is about to be done}; now: seconds since the epoch, None: it was used in time. Forbidden."""
+        needed = self.needed(command)
+        if not signed and not needed:
+            return {}
+        try:
+            line, _newline, armored = signed.partition("\n")
+            text = line[:SIGNED_MOST].encode("ascii")  # (more than that is not what was signed)
+            signer = self.signers[signed_by(text, armored, ORDER_SPACE, self.signers)] if needed else None
+            order = parse_order(line)
+            self.check_same(order, wanted)
+            if needed:
+                self.check_signer(order, signer, command)
+                self.check_time(order, signer, now)
+            return order
+        except ValueError as error:
+            raise Forbidden(_("this order does not run here: %s") % error)
+
+    @staticmethod
+    def check_same(order, wanted):
+        """ValueError unless the order says what is about to be done."""
+        other = [name for name in sorted(wanted) if order[name] != wanted[name]]
+        if other:
+            raise ValueError(_("what is asked for is not what was signed (%s)") % " ".join(other))
+
+    def check_signer(self, order, signer, command):
+        """ValueError unless this signer may order that here."""
+        if signer.revoked:
+            raise ValueError(_("[signer %s] is revoked") % signer.name)
+        if order["user"] != signer.user:
+            raise ValueError(_("[signer %s] signs for user %s, and the order says %s")
+                             % (signer.name, signer.user, printable(order["user"])[:100]))
+        here = order["site"] in self.sites and (not signer.sites or order["site"] in signer.sites)
+        if not here:
+            raise ValueError(_("it is for site %s") % printable(order["site"])[:100])
+        if signer.commands and command["name"] not in signer.commands:
+            raise ValueError(_("[signer %s] may not order [command %s]") % (signer.name, command["name"]))
+
+    def check_time(self, order, signer, now):
+        """ValueError unless it may run now."""
+        if now is None:
+            return
+        if signer.since and now < signer.since or signer.until and now >= signer.until:
+            raise ValueError(_("[signer %s] is not in its time (since, until)") % signer.name)
+        if now + CLOCK_SKEW < order["not_before"]:
+            raise ValueError(_("its time has not come yet; are the clocks of both hosts right?"))
+        if now >= order["expires"]:
+            raise ValueError(_("it has expired; order it anew"))
+        if order["not_before"] < self.accept_after or order["not_before"] + CLOCK_SKEW < self.begun(now):
+            raise ValueError(_("it was signed before this host began to remember orders; order it anew"))
+
+    # Each runs once. The list of those that were used: a line `begun TIME`, then `NONCE UNTIL MARK` each.
+
+    def begun(self, now):
+        """Since when this host remembers; if its list is not there, since now."""
+        with self.book(now) as book:
+            return int(book.readline().split()[1])
+
+    @contextlib.contextmanager
+    def book(self, now):
+        """The list, open to be read and added to, and nobody else's meanwhile. OSError where no lock is to be
+        had: then nothing runs."""
+        import fcntl
+        path = os.path.join(self.folder, b"orders")
+        with USES_LOCK, open(path + b".lock", "ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not os.path.exists(path):
+                replace_synced(path, b"begun %d\n" % now)
+            with open(path, "rb+") as book:
+                yield book
+
+    def use(self, order, command, control, now):
+        """From here on this order is used, on disk, by the run with this control directory (bytes). Forbidden
+        if another one has used it, or its time is over by now."""
+        if not order or not self.needed(command):
+            return
+        if now >= order["expires"]:
+            raise Forbidden(_("this order does not run here: %s") % _("it has expired; order it anew"))
+        mark = os.path.join(control, b"order.mark")
+        if not os.path.exists(mark):
+            replace_synced(mark, os.urandom(16).hex().encode())
+        fault("order marked")
+        with open(mark, "rb") as text:
+            mark = text.read()
+        nonce = order["nonce"].encode()
+        with self.book(now) as book:
+            rows = book.read()
+            found = re.search(rb"^%s \d+ (\w+)$" % nonce, rows, re.M)
+            if not found:
+                self.add_row(book, rows, b"%s %d %s\n" % (nonce, order["expires"] + USES_KEPT, mark), now)
+        if found and found.group(1) != mark:
+            raise Forbidden(_("this order does not run here: %s")
+                            % _("it was used already; order it anew (rerun, by who signed it)"))
+        fault("order used")
+
+    @staticmethod
+    def add_row(book, rows, row, now):
+        """row onto the list, on disk. What is over goes, where that makes it much shorter."""
+        kept = [one.group() for one in re.finditer(rb"^\w{32} (\d+) \w{32}\n", rows, re.M)
+                if int(one.group(1)) > now] if len(rows) > USES_MANY else [rows]
+        if 2 * sum(map(len, kept)) < len(rows):
+            return replace_synced(book.name, rows[:rows.index(b"\n") + 1] + b"".join(kept) + row)
+        book.write(row if rows.endswith(b"\n") else b"\n" + row)         # (one before may have been torn)
+        book.flush()
+        os.fsync(book.fileno())
+
+
+# What is said of results
+
+def signed_results(path, told, rules, rows, said, order):
+    """What this computer says of results, signed by the private key in the file `path`, which is made if it
+    is not there; "" where there is no such key. told: {"site", "run", "exit_code", "signal", "reason",
+    "release": which a person gave, or ""}; rules: [outbound]; rows: of the manifest, see sum_of_manifest();
+    said: what is said of what stays here; order: the text `signed` of the order. 78 if it cannot be."""
+    import hashlib
+    if not path:
+        return ""
+    if not os.path.exists(utf8(path)):
+        make_key(path, told["site"])
+
+    def sum_of(found):
+        text = json.dumps(found, sort_keys=True, default=lambda one: getattr(one, "pattern", str(type(one))))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    line = order.partition("\n")[0]
+    return signed_text(dict(
+        told, v=1, order=hashlib.sha256(line.encode("utf-8", "replace")).hexdigest() if line else "",
+        manifest=sum_of_manifest(rows), stays=sum_of(said), rules=sum_of(rules)), path, RESULT_SPACE)
+
+
+def replace_synced(path, data):
+    """A file that has these bytes or its old ones, and keeps them if the power fails."""
+    write_synced(path + b".new", data)
+    os.rename(path + b".new", path)
+    sync_path(os.path.dirname(path))
+# ==== end shared ====
+
+
+# ==== shared: sign ====
+# What is signed, orders and results, is one line of JSON; behind it stands its signature in OpenSSH's form
+# (openssh-portable, PROTOCOL.sshsig), made by ssh-keygen (OpenSSH 8.1 or newer), or by openssl with an RSA
+# key in PEM. Both get the text on their standard input: from a file, ssh-keygen keeps an older signature
+# that lies beside it, and ends with 0.
+ORDER_SPACE, RESULT_SPACE = "order@mi-distcomp", "result@mi-distcomp"      # namespaces: one is no other
+RSA_SUMS = {                   # how RSA signs: (hash, what stands before its sum; RFC 8017, 9.2, note 1)
+    b"rsa-sha2-256": ("sha256", bytes.fromhex("3031300d060960864801650304020105000420")),
+    b"rsa-sha2-512": ("sha512", bytes.fromhex("3051300d060960864801650304020305000440"))}
+
+
+def signed_text(fields, path, space):
+    """{field: value} as a line of JSON with its signature by the private key in `path`. 78 if that cannot
+    be."""
+    line = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    try:
+        with open(utf8(path), "rb") as text:
+            is_pem = text.read(100).startswith((b"-----BEGIN PRIVATE KEY", b"-----BEGIN RSA PRIVATE KEY"))
+        armored = (openssl_signature(line.encode(), path, space) if is_pem
+                   else run_tool(["ssh-keygen", "-q", "-Y", "sign", "-f", path, "-n", space], line.encode()))
+        if armored.startswith(b"-----BEGIN SSH SIGNATURE-----\n"):
+            return line + "\n" + armored.decode("ascii")
+        why = _("no signature came; is ssh-keygen older than 8.1? then a key of `keygen`, or one in PEM,"
+                " does")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+    raise Stop(EX_CONFIG, _("%s: cannot be signed with: %s") % (path, why))
+
+
+def openssl_signature(text, path, space):
+    """The signature of text by the RSA key in `path`, whose public half is beside it. ValueError, OSError."""
+    signed = run_tool(["openssl", "dgst", "-sha512", "-sign", path], sshsig_data(text, space))
+    blob = b"SSHSIG\0\0\0\1" + b"".join(map(ssh_string, (
+        public_half(path)[0], space.encode(), b"", b"sha512",
+        ssh_string(b"rsa-sha2-512") + ssh_string(signed))))
+    armored = binascii.b2a_base64(blob, newline=False)
+    return b"".join([b"-----BEGIN SSH SIGNATURE-----\n"]
+                    + [armored[at:at + 70] + b"\n" for at in range(0, len(armored), 70)]
+                    + [b"-----END SSH SIGNATURE-----\n"])
+
+
+def sshsig_data(text, space, summed="sha512"):
+    """What is signed in place of a text."""
+    import hashlib
+    parts = space.encode(), b"", summed.encode(), hashlib.new(summed, text).digest()
+    return b"SSHSIG" + b"".join(map(ssh_string, parts))
+
+
+def ssh_string(data):
+    """data behind its length (RFC 4251, 5)."""
+    return len(data).to_bytes(4, "big") + data
+
+
+def ssh_strings(data):
+    """The strings that data is made of, each behind its length (RFC 4251, 5). ValueError if it is not."""
+    found, at = [], 0
+    while at < len(data):
+        end = at + 4 + int.from_bytes(data[at:at + 4], "big")
+        if at + 4 > len(data) or end > len(data):
+            raise ValueError("cut off")
+        found.append(data[at + 4:end])
+        at = end
+    return found
+
+
+def public_half(path):
+    """(public key as bytes on the wire, the rest of its line: whose it is) of the private key in `path`: of
+    the file PATH.pub. ValueError, OSError."""
+    with open(utf8(path if path.endswith(".pub") else path + ".pub"), encoding="utf-8") as text:
+        words = text.read(100000).split(None, 2)
+    return binascii.a2b_base64("".join(words[1:2])), "".join(words[2:]).strip()
+
+
+def make_key(path, comment):
+    """A new private key in `path` (0600), and its public half, PATH.pub: Ed25519, or, where ssh-keygen cannot
+    sign, RSA for openssl. 78 if it cannot be made."""
+    kind = ["ed25519"] if has_keygen() else ["rsa", "-b", "3072", "-m", "PEM"]
+    try:
+        if os.path.lexists(utf8(path)):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        run_tool(["ssh-keygen", "-q", "-N", "", "-C", comment, "-f", path, "-t"] + kind, b"")
+    except (OSError, ValueError) as error:
+        raise Stop(EX_CONFIG, "%s: %s" % (path, getattr(error, "strerror", None) or error))
+
+
+def has_keygen():
+    """Is there an ssh-keygen that signs?"""
+    try:
+        run_tool(["ssh-keygen", "-Y"], b"")
+    except (OSError, ValueError) as error:
+        return "requires an argument" in str(error)
+
+
+def run_tool(words, data):
+    """What a program of PATH's absolute directories answers to data on its standard input. OSError if it is
+    not there, ValueError with its words if it fails."""
+    import subprocess
+    path = ":".join(folder for folder in os.get_exec_path() if folder[:1] == "/")
+    env = {key: value for key, value in os.environ.items() if key[:3] != "MI_"}
+    done = subprocess.run(list(map(utf8, words)), input=data, env=dict(env, PATH=path),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if done.returncode:
+        said = (done.stderr + done.stdout).decode("utf-8", "replace").strip()
+        raise ValueError("%s: %s" % (words[0], printable(said)[:200]))
+    return done.stdout
+
+
+def taken_apart(armored, space):
+    """(public key, kind, signature, hash) of a signature in its armour. ValueError if it is not one of this
+    namespace, in every byte."""
+    try:
+        lines = armored.rstrip("\n").split("\n")
+        ends = ["-----%s SSH SIGNATURE-----" % word for word in ("BEGIN", "END")]
+        blob = strict_base64("".join(lines[1:-1]))
+        key, named, reserved, summed, signature = ssh_strings(blob[10:])
+        kind, signature = ssh_strings(signature)
+        if ([lines[0], lines[-1]] == ends and blob[:10] == b"SSHSIG\0\0\0\1" and named == space.encode()
+                and not reserved and summed in (b"sha256", b"sha512")):
+            return key, kind, signature, summed.decode()
+    except ValueError:
+        pass
+    raise ValueError(_("it is not signed, or not in this form"))
+
+
+def strict_base64(text):
+    """The bytes of base64 without anything else in it. ValueError."""
+    import base64
+    return base64.b64decode(text.encode("ascii"), validate=True)
+
+
+def is_rsa(numbers, signed, signature, summed, head):
+    """RFC 8017, 8.2.2: is it the signature of these bytes? numbers: e and n, as bytes."""
+    import hashlib
+    e, n = (int.from_bytes(number, "big") for number in numbers)
+    length, value = -(-n.bit_length() // 8), int.from_bytes(signature, "big")
+    if len(signature) != length or value >= n:
+        return False
+    ending = b"\0" + head + hashlib.new(summed, signed).digest()
+    return pow(value, e, n).to_bytes(length, "big") == b"\0\1" + b"\xff" * (length - 2 - len(ending)) + ending
+
+
+def sum_of_manifest(rows):
+    """The sha256 of a manifest: of its rows (name, size, sha256, may it be executed?), in whatever order they
+    come."""
+    import hashlib
+    digest = hashlib.sha256()
+    for row in sorted(json.dumps(list(row)) for row in rows):
+        digest.update(row.encode() + b"\n")
+    return digest.hexdigest()
 # ==== end shared ====
 
 
@@ -10791,6 +11347,36 @@ JA = {
     "why; it stays on this host": "理由 (この計算機の外へ出ません)",
     "was about to be started on %s, and nothing tells whether it was":
         "%s で開始する直前でしたが、実際に開始したかどうかはわかりません",
+    "%s: cannot be signed with: %s": "%s: 署名に使えません: %s",
+    "no signature came; is ssh-keygen older than 8.1? then a key of `keygen`, or one in PEM, does":
+        "署名が得られません。ssh-keygen が 8.1 より古ければ、keygen で作った鍵か PEM 形式の鍵を使ってください",
+    "it is not signed, or not in this form": "署名がないか、この形式ではありません",
+    "the signature does not fit": "署名が合いません",
+    "%s: [%s] key: is missing, or another signer's, too": "%s: [%s] key: 値がないか、ほかの [signer] と同じです",
+    "%s: [%s] require_signature: what do orders call this computer? Add to [%s]: site = NAME":
+        "%s: [%s] require_signature: 指示書でのこの計算機の名前が必要です。[%s] に加えてください: site = NAME",
+    "%s: [%s] require_signature: who may order? Add: [signer NAME]  key = ssh-ed25519 ...":
+        "%s: [%s] require_signature: 誰の指示書を受け付けるかを加えてください: [signer NAME]  key = ssh-ed25519 ...",
+    "[signer %s] is not in its time (since, until)": "[signer %s] は有効期間 (since, until) の外です",
+    "[signer %s] is revoked": "[signer %s] は失効しています",
+    "[signer %s] may not order [command %s]": "[signer %s] は [command %s] を指示できません",
+    "[signer %s] signs for user %s, and the order says %s": "[signer %s] は利用者 %s の署名ですが、指示書には %s とあります",
+    "by a key that is not on this host's list": "この計算機の一覧にない鍵による署名です",
+    "is not a line like: ssh-ed25519 AAAA... (or ssh-rsa, from 2048 bits on)":
+        "ssh-ed25519 AAAA... の形の行ではありません (ssh-rsa は 2048 ビット以上)",
+    "is not a time like 2026-11-30, or 2026-11-30 14:00": "2026-11-30 や 2026-11-30 14:00 の形の日時ではありません",
+    "it does not say what an order says": "指示書の項目がそろっていません",
+    "it has expired; order it anew": "期限が切れています。あらためて指示してください",
+    "it holds %s": "使えない値があります: %s",
+    "it is for site %s": "サイト %s あての指示書です",
+    "it was signed before this host began to remember orders; order it anew":
+        "この計算機が記録を始める前の署名です。あらためて指示してください",
+    "it was used already; order it anew (rerun, by who signed it)":
+        "使用済みの指示書です。あらためて指示してください (署名した側の rerun)",
+    "its inputs are not those that were signed": "入力が、署名されたものと違います",
+    "its time has not come yet; are the clocks of both hosts right?": "まだ有効になっていません。両方の計算機の時計を確かめてください",
+    "this order does not run here: %s": "この指示書はここでは実行しません: %s",
+    "what is asked for is not what was signed (%s)": "依頼の内容が、署名されたものと違います (%s)",
     "the configuration file, instead of the one that is found": "設定ファイル (ini)。指定しなければ、見つかったものを使います",
     "what is found, as JSON": "結果を JSON で表示します",
     "failures only": "失敗だけを表示します",

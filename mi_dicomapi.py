@@ -301,6 +301,8 @@ FIELDS = {
                   ("open", "needs", "waiting", "running", "results", "all")),
     "signal": Field(int, None, "by which the command ended"),
     "size": Field(int, None, "how many bytes of the file", COUNT),
+    "signed": Field(str, "", "an order, or what is said of results, with its signature: opaque here, 2.6",
+                    range(1 << 22)),
     "site": Field(str, "", "which site", range(201)),
     "site_id": Field(str, "", "the external computer's site"),
     "sites": Field(str, "", "of the token, blank separated"),
@@ -350,8 +352,9 @@ def routes():
         ("POST", "calc-start"): route(REMOTE, calc_start, "accept_id claim [complete]"),
         ("POST", "calc-end"): route(REMOTE, calc_end, "accept_id claim result [exit_code] [signal] [reason]"
                                                       " [started] [ended] [cpu] [maxrss] [held]"),
-        ("POST", "send-results"): route(REMOTE, send_results, "accept_id claim result_files [missing]"
-                                                              " [refused] [verdicts] [more] [digest] [end]"),
+        ("POST", "send-results"): route(REMOTE, send_results, "accept_id claim result_files [missing] [end]"
+                                                              " [refused] [verdicts] [more] [digest]"
+                                                              " [signed]"),
         ("POST", "end-send"): route(REMOTE, end_send, "accept_id claim result"),
         ("GET", "calc-status"): route(WORKFLOW, calc_progress, "accept_id [wait] [known]"),
         ("GET", "calc-progress"): route(WORKFLOW, calc_progress, "accept_id [wait] [known]"),
@@ -360,7 +363,7 @@ def routes():
         ("POST", "cancel-wait-calc"): route(WORKFLOW, cancel_wait_calc,
                                             "accept_id [reason] [stop] [delete]", word="cancel",
                                             also=(OPERATOR,)),
-        ("POST", "rerun"): route(WORKFLOW, rerun, "accept_id [force] [reason]", word="rerun",
+        ("POST", "rerun"): route(WORKFLOW, rerun, "accept_id [force] [reason] [signed]", word="rerun",
                                  also=(OPERATOR,)),
         ("GET", "output"): route(WORKFLOW, read_output, "accept_id stream offset [wait]",
                                  also=(VIEWER, OPERATOR)),
@@ -548,7 +551,8 @@ def add_calcinfo(call):
     total = check_sizes(relay, entries)
     kept = info_to_keep(info, parameters, names, patterns)
     need = total + len(kept) + room_of_names(entries)
-    print256 = hashlib.sha256(json.dumps([site, command, kept, names_and_sums(entries),
+    same = info_to_keep(dict(info, signed=None), parameters, names, patterns)
+    print256 = hashlib.sha256(json.dumps([site, command, same, names_and_sums(entries),
                                           call["total"]]).encode()).hexdigest()
     request_id, accept_id, now = call["request_id"], str(uuid.uuid4()), time.time()
     needs_v2 = bool(patterns or parameters and not call["fielded"] or more
@@ -594,6 +598,7 @@ def add_calcinfo(call):
         if known:                                      # what came along is nobody's
             remove_tree(relay.store.spool(accept_id, ""))
     return dict(progress_of(call, row), message="registered", accept_id=row["accept_id"], known=known,
+                signed=known and order_in_force(call, row),
                 warning=v1_warning(relay, site, call.caller.user, needs_v2, parameters))
 
 
@@ -630,7 +635,8 @@ def check_declared(call, info):
 def info_to_keep(info, parameters, names, patterns):
     """What is kept of a calc-info, as JSON: with every key that this relay does not know, without those that
     are its own to say."""
-    extra = {key: value for key, value in info.items() if key not in OUR_KEYS}
+    extra = {key: value for key, value in info.items()
+             if key not in OUR_KEYS and (key != "signed" or value)}
     return json.dumps({"parameters": parameters, "result_names": names, "result_patterns": patterns,
                        "extra": extra}, ensure_ascii=False)
 
@@ -900,7 +906,8 @@ def checked_results(call, row):
     check_room(call.relay, entries)
     print256 = hashlib.sha256(json.dumps([names_and_sums(entries), bool(call["more"]), told,
                                           call["digest"]]).encode()).hexdigest()
-    return entries, {key: json.dumps(value, ensure_ascii=False) for key, value in told.items()}, print256
+    told = {key: json.dumps(value, ensure_ascii=False) for key, value in told.items()}
+    return entries, dict(told, signed=call["signed"]), print256
 
 
 def declared_of(source, row):
@@ -997,8 +1004,8 @@ def get_calc_result(call):
     row = calculation_of_caller(call)
     if row["state"] not in OVER:
         raise refused(409, "no-result", why="state", state=WORDS[row["state"]])
-    more = call.relay.store.read("SELECT info, missing, refused, verdicts, report FROM calculations WHERE"
-                                 " seq = ?", row["seq"])[0]
+    more = call.relay.store.read("SELECT info, missing, refused, verdicts, report, signed FROM calculations"
+                                 " WHERE seq = ?", row["seq"])[0]
     kept = json.loads(more["info"])
     report = json.loads(more["report"])
     page = FileCall(call, row, "result").page(0)
@@ -1007,6 +1014,7 @@ def get_calc_result(call):
               "status": row["status"], "reason": row["reason"], "exit_code": row["exit_code"],
               "signal": row["signal"], "result_names": kept["result_names"],
               "result_patterns": kept["result_patterns"], "command": row["command"], "site": row["site"],
+              "signed": more["signed"],
               "started": report.get("started", row["started"]), "ended": report.get("ended", row["ended"])}
     gone = FILES_GONE if row["results"] and not call.relay.store.has_files(row) else ""
     return {"message": "result", "result-info": result, "next": page["next"], "gone": gone}
@@ -1217,7 +1225,7 @@ def rerun(call):
     force = bool(call["force"])
     reason = printable(call["reason"])[:200]
     if row["state"] == ALLOWED and row["attempt"]:     # the answer was lost, or it is about to be run again
-        return {"message": "allowed again"}
+        return {"message": "allowed again", "signed": order_in_force(call, row)}
     if row["state"] == GOT and row["status"] == "abnormal":
         step = STEP["rerun"]
     elif (row["state"] in STEP["rerun --force"].frm and row["protocol"] != 1 and force and reason
@@ -1227,7 +1235,7 @@ def rerun(call):
         raise refused(409, why_no_rerun(row), why="state", state=WORDS[row["state"]])
 
     def work(tx):
-        told = {"missing": "{}", "refused": "{}", "verdicts": "{}"}
+        told = {"missing": "{}", "refused": "{}", "verdicts": "{}", "signed": ""}
         count_reasons(tx, row["seq"], told)
         note_step(tx, row["seq"], row["attempt"], step, {"reason": reason_given(call, row)})
         done = move(call.relay, tx, step, row, allowed=time.time(), status="none", reason="", claim=None,
@@ -1239,8 +1247,11 @@ def rerun(call):
         kept = declared_of(tx, row)
         # a poller runs an attempt beyond one that it has run only if this covers that
         kept["extra"]["rerun"] = row["attempt"]
-        tx.db.execute("UPDATE calculations SET info = ? WHERE seq = ?",
-                      (json.dumps(kept, ensure_ascii=False), row["seq"]))
+        if call["signed"]:                             # an order runs once: this one is a new one
+            kept["extra"]["signed"] = call["signed"]
+        kept = json.dumps(kept, ensure_ascii=False)
+        tx.db.execute("UPDATE calculations SET texts = texts + ? - LENGTH(info), info = ? WHERE seq = ?",
+                      (len(kept), kept, row["seq"]))
         drop_results(tx, row["seq"])
         for stream in ("out", "err"):       # sooner than anybody can claim it: the next attempt writes from 0
             path = call.relay.store.spool(row["accept_id"], "", "live." + stream)
@@ -1251,7 +1262,12 @@ def rerun(call):
     call.relay.claims.leases.pop(row["accept_id"], None)
     call.relay.claims.silent.pop(row["accept_id"], None)
     log("info", row["accept_id"], "2 rerun", by=call.caller.user, reason=reason)
-    return {"message": "allowed again"}
+    return {"message": "allowed again", "signed": order_in_force(call, row)}
+
+
+def order_in_force(call, row):
+    """The signed order of a calculation; an older one does not run any more."""
+    return declared_of(call.relay.store, row)["extra"].get("signed", "")
 
 
 def why_no_rerun(row):
@@ -4309,7 +4325,7 @@ class Relay:
 
 
 # ==== the store ====
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 SCHEMA = """
 CREATE TABLE calculations (
   seq INTEGER PRIMARY KEY, accept_id TEXT NOT NULL UNIQUE,
@@ -4328,7 +4344,8 @@ CREATE TABLE calculations (
   got REAL, finished REAL,
   exit_code INTEGER, signal INTEGER, report TEXT NOT NULL DEFAULT '{}',
   missing TEXT NOT NULL DEFAULT '{}', refused TEXT NOT NULL DEFAULT '{}',
-  verdicts TEXT NOT NULL DEFAULT '{}', texts INTEGER NOT NULL DEFAULT 0, waits TEXT NOT NULL DEFAULT '');
+  verdicts TEXT NOT NULL DEFAULT '{}', texts INTEGER NOT NULL DEFAULT 0, waits TEXT NOT NULL DEFAULT '',
+  signed TEXT NOT NULL DEFAULT '');
 CREATE INDEX by_queue ON calculations (site, state, user, seq);
 CREATE INDEX by_state ON calculations (state, touched);
 CREATE UNIQUE INDEX by_request ON calculations (user, request_id);
@@ -4359,7 +4376,7 @@ CREATE TABLE pollers (
   heard REAL NOT NULL, told TEXT NOT NULL, PRIMARY KEY (site, user, name));
 """
 SCHEMA += SEEN
-# from version 1 to 2, from 2 to 3, from 3 to 4
+# from version 1 to 2, and so on
 UPGRADES = {
     1: "ALTER TABLE tokens ADD COLUMN used REAL;"
        " ALTER TABLE tokens ADD COLUMN login INTEGER NOT NULL DEFAULT 0;"
@@ -4378,7 +4395,8 @@ UPGRADES = {
                      ("0", "add-calcinfo", "registered", "seq"), ("0", "allow-wait-calc", "allowed", "seq"),
                      ("attempt", "calc-request", "claimed", "seq"),
                      ("attempt", "calc-start", "started", "seq"), ("attempt", "calc-end", "ended", "seq"),
-                     ("attempt", "end-send", "got", "ended"), ("attempt", "finish", "finished", "seq")))}
+                     ("attempt", "end-send", "got", "ended"), ("attempt", "finish", "finished", "seq"))),
+    4: "ALTER TABLE calculations ADD COLUMN signed TEXT NOT NULL DEFAULT '';"}
 # kind of a file -> the columns that count such: NAME, NAME_open (not yet complete), NAME_more (not yet
 # declared)
 COUNTED = {"input": "inputs", "result": "results"}
@@ -9331,7 +9349,7 @@ def did_you_mean(word, known):
 
 def belongs_into(key, table):
     """' (it belongs into [SECTION])' or ''."""
-    names = [{"command *": "command NAME", "*": "SITE"}.get(name, name)
+    names = [{"command *": "command NAME", "signer *": "signer NAME", "*": "SITE"}.get(name, name)
              for name in table if key in table[name]]
     return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
 
@@ -9355,9 +9373,9 @@ def parse_ini(path):
 
 
 def read_ini(path, table):
-    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *'
-    and '*' (any other) those that are there. In any value {here}/ is the ini's directory, {python} the Python
-    that runs this.
+    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *',
+    'signer *' and '*' (any other) those that are there. In any value {here}/ is the ini's directory, {python}
+    the Python that runs this.
 
     What the file says is obeyed, so nobody else may write to it: see check_only_ours(). 78 with file,
     section, key and what to do, for anything that is not as it should be.
@@ -9384,11 +9402,11 @@ def keys_of_section(path, section, table):
     sites are. 78 for what is misspelled."""
     if section in table:
         return table[section]
-    if section.startswith("command "):
-        return table.get("command *")
+    if section.startswith(("command ", "signer ")):
+        return table.get(section.split(" ")[0] + " *")
     if section in SECTIONS:
         return None
-    hint = did_you_mean(section, SECTIONS + ("command",)) if "*" not in table else ""
+    hint = did_you_mean(section, SECTIONS + ("command", "signer")) if "*" not in table else ""
     if hint:
         raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, hint))
     return table.get("*")

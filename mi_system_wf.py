@@ -20,6 +20,7 @@ usage: mi_system_wf.py run SITE COMMAND --in INPUT... --out RESULT... [--param T
                                                     --force what is out of contact
        mi_system_wf.py check [SITE [COMMAND]]       looks at this host and the way to the relay, line by line
                                                     OK, WARN or FAIL
+       mi_system_wf.py keygen FILE [USER]           a key to sign orders with (--sign-key FILE)
        mi_system_wf.py login [USER]                 asks for the password (relays with auth = login), keeps
                                                     the token in token_file
        mi_system_wf.py BASE_URL SITE TOKEN COMMAND IN1:IN2:... OUT1:OUT2:... ["PARAMETERS"]
@@ -60,6 +61,7 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: stream                fielded bodies, which hold whole files, pass as streams
   shared: reach                 `check` of the way to the relay, and `login`
   shared: refusals              what is refused for, in the reader's language
+  shared: sign                  signatures are made by ssh-keygen or openssl
   shared: cause                 why a calculation is where it is, for people
   shared: check
   shared: ini
@@ -144,6 +146,8 @@ NOTHING = b"/dev/null"         # path of an input that is not there
 V1_MARK = "mi_distcomp_request"                        # key in a calc-info
 # exit code where a fielded relay says that the calculation ended abnormally: it does not tell how
 V1_ABNORMAL = 1
+ORDER_FOR = 30 * 86400                 # seconds that a signed order may be carried out
+ONCE = ("nonce", "not_before", "expires", "user")      # what of an order is another one each time
 
 
 # ==== the nine steps ====
@@ -155,7 +159,8 @@ Result.__new__.__defaults__ = ({},)
 Input = collections.namedtuple("Input", "path size name sum256 x mtime")
 Order = collections.namedtuple("Order", "site command parameters names patterns request_id")
 # agreed: may what is there be replaced?
-Wanted = collections.namedtuple("Wanted", "names patterns agreed allow_refused")
+Wanted = collections.namedtuple("Wanted", "names patterns agreed allow_refused signed")
+Wanted.__new__.__defaults__ = ("",)                    # the order, as it was signed
 
 # why a result is not here
 VERDICTS = ("missing", "refused", "limit", "name", "unreadable", "changing", "outside", "special", "held")
@@ -166,18 +171,20 @@ ACCEPT_ID = re.compile(r"[0-9A-Za-z-]{8,64}\Z")         # an accept_id: it becom
 
 def run(url, site, command, inputs, outputs, parameters="", token=None, token_file="", ca_file="",
         request_id=None, to=".", client_cert="", client_key="", proxy="", patience=PATIENCE, tell=None,
-        allow_refused=False):
+        allow_refused=False, sign_key="", require_signed_by=""):
     """A calculation from registration to result, for Python programs: the Result.
 
     inputs, outputs: lists of texts as on the command line (a text alone: one). token: a text, or a function
     that returns one (it may be renewed meanwhile); otherwise token_file, MI_DISTCOMP_TOKEN or a systemd
     credential. to: the directory for the results. patience: seconds that the relay may be away before
     anything is registered. tell: called with a line at every change. allow_refused: no failure if the
-    external computer's rules keep what a pattern asked for. Raises Stop (code: of the exit codes above; its
+    external computer's rules keep what a pattern asked for. sign_key, require_signed_by: files, as on the
+    command line. Raises Stop (code: of the exit codes above; its
     text says what to do); the command's own failure is no Stop but in Result.exit_code.
     """
     try:
-        relay = relay_for(url, token, token_file, ca_file, client_cert, client_key, proxy)
+        relay = relay_for(url, token, token_file, ca_file, client_cert, client_key, proxy, sign_key,
+                          require_signed_by)
         console = Console(tell)
         console.named, console.allow_refused = bool(request_id), allow_refused
         order, found = order_of(site, command, inputs, outputs, parameters, request_id)
@@ -186,11 +193,13 @@ def run(url, site, command, inputs, outputs, parameters="", token=None, token_fi
         raise typed(stop)
 
 
-def relay_for(url, token=None, token_file="", ca_file="", client_cert="", client_key="", proxy=""):
+def relay_for(url, token=None, token_file="", ca_file="", client_cert="", client_key="", proxy="",
+              sign_key="", require_signed_by=""):
     """The relay as a Python program names it."""
     source = token if callable(token) else lambda: token and checked_token(token, "token") or ""
     relay = RelayClient(url, source, ca_file=ca_file, proxy=proxy, client_cert=client_cert,
                         client_key=client_key)
+    relay.sign_key, relay.signed_by = sign_key, require_signed_by
     if not token:
         if has_code(token_file):
             enroll_by_file(relay, token_file, "workflow")
@@ -216,7 +225,8 @@ def calculate(relay, order, found, to, console, patience):
         for accept_id in wait_for(relay, [console.accept_id], console):
             console.resend_inputs, found[:] = None, [] # the inputs' list makes room for the results
             return fetch_after_wait(relay, accept_id, to,
-                                    Wanted(order.names, order.patterns, True, console.allow_refused), console)
+                                    Wanted(order.names, order.patterns, True, console.allow_refused,
+                                           console.signed), console)
     except (RelayAway, RelayRefused) as error:
         raise stop_for(error, relay, console.accept_id)
     finally:
@@ -237,14 +247,17 @@ def start_calculation(relay, order, found, console, patience=PATIENCE, limits=No
     limits = first_contact(relay, patience, limits)
     if relay.v1 and console.deadline is not None:
         raise Stop(EX_USAGE, _("nothing was registered; --deadline: a fielded relay cannot stop a command"))
+    if relay.v1 and (relay.sign_key or relay.signed_by):
+        raise Stop(EX_PROTOCOL, _("nothing was registered; a fielded relay passes nothing that is signed"))
     if relay.v1:
         v1_start(relay, order, found, console, patience)
         console.allowed = True
         return
     check_limits(limits, found)
     files = [entry for entry in add_sums(found, console) if relay.takes_dirs or not entry.name.endswith("/")]
+    console.signed = sign_order(relay, order, files) if relay.sign_key else ""
     first = register(relay, order, files, console, patience)
-    remember(relay, console.accept_id, order)
+    remember(relay, console.accept_id, order, signed=console.signed)
     console.resend_inputs = lambda: send_inputs(relay, console.accept_id, files, True, console)
     fault("registered")
     if not isinstance(first.get("wait_allow"), (int, float)) and first.get("progress") != "got return":
@@ -286,21 +299,57 @@ def register(relay, order, files, console, patience):
     """1. The relay's answer to the registration, its accept_id checked: it becomes part of URLs and file
     names."""
     try:
-        found = relay.ask("POST", "add-calcinfo",
-                          dict(registration(order, files), request_id=order.request_id,
-                               fielded=console.fielded), patience=patience)
+        fields = dict(registration(order, files), request_id=order.request_id, fielded=console.fielded)
+        if console.signed:
+            fields["calc-info"]["signed"] = console.signed
+        found = relay.ask("POST", "add-calcinfo", fields, patience=patience)
     except (RelayAway, RelayRefused) as error:
         raise stop_for(error, relay, registering=True)
     if not ACCEPT_ID.match(str(found.get("accept_id"))):
         raise Stop(EX_PROTOCOL, _("%s: the relay's answer holds no accept_id") % relay.url)
     relay.fatal_kinds, relay.waits_for_token, console.accept_id = (), True, found["accept_id"]
-    known = bool(found.get("known"))
+    known, console.signed = bool(found.get("known")), order_in_force(found, console.signed)
     log("info", console.accept_id, "1 add-calcinfo", site=order.site, command=order.command,
         inputs=len(files), known=known)
     console.say(_("found again (request id %s)") % order.request_id if known
                 else _("registered at the relay"))
     console.warn(found)
     return found
+
+
+def sign_order(relay, order, files):
+    """The order as a text, signed by --sign-key: the one thing that an external computer which wants that
+    goes by. 78 if it cannot be signed."""
+    return signed_order({
+        "v": 1, "site": order.site, "request_id": order.request_id, "command": order.command,
+        "parameters": order.parameters, "result_files": sorted(order.names),
+        "result_patterns": order.patterns,
+        "inputs": sum_of_manifest((entry.name, entry.size, entry.sum256, entry.x) for entry in files)},
+        relay.sign_key)
+
+
+def signed_order(fields, key):
+    """The order with these fields, and a user, a time and a nonce of its own, as a signed text. 78."""
+    import getpass
+    now = int(time.time())
+    try:
+        user = public_half(key)[1] or getpass.getuser()
+    except (OSError, ValueError) as error:
+        raise Stop(EX_CONFIG, _("%s: cannot be signed with: %s") % (key, getattr(error, "strerror", None)
+                                                                   or error))
+    return signed_text(dict(fields, user=user, nonce=os.urandom(16).hex(), not_before=now,
+                            expires=now + ORDER_FOR), key, ORDER_SPACE)
+
+
+def order_in_force(found, signed):
+    """The order that the relay has, by its answer, if it is the one that was to be signed: what is registered
+    again is not ordered again."""
+    def lasting(text):
+        return {key: value for key, value in json.loads(text.partition("\n")[0]).items() if key not in ONCE}
+    try:
+        return found["signed"] if signed and lasting(found["signed"]) == lasting(signed) else signed
+    except (KeyError, ValueError, AttributeError, RecursionError):
+        return signed
 
 
 def registration(order, files):
@@ -572,6 +621,8 @@ def fetch(relay, accept_id, to, wanted, console, patience=None):
     """9. The results into the directory `to`, verified; a Result. 74 if they cannot be written, 76 if they
     are not what they should be."""
     console.stage(_("fetching the results"))
+    if relay.v1 and relay.signed_by:
+        raise Stop(EX_PROTOCOL, _("%s: a fielded relay passes nothing that is signed") % accept_id)
     if relay.v1:
         return v1_fetch(relay, accept_id, to, wanted, console, patience)
     found = relay.ask("GET", "get-calc-result", {"v": 2, "accept_id": accept_id, "dirs": 1, "data": 1},
@@ -583,6 +634,7 @@ def fetch(relay, accept_id, to, wanted, console, patience=None):
             raise ValueError(_("the relay's answer holds no proper result"))
         taking = ResultFetch(relay, accept_id, found, to, wanted, console)
         taking.store_all()
+        info = found["result-info"]
         missing, verdicts = taking.missing()
     except ValueError as error:
         raise Stop(EX_PROTOCOL, "%s: %s%s" % (accept_id, error, again))
@@ -628,18 +680,35 @@ class ResultFetch:
         try:
             target = "files/%s/result" % self.accept_id
             page = {"files": self.found["result-info"].get("result_files"), "next": self.found.get("next")}
-            self.relay.download_all(target, self.entries(target, page), self.store, self.folder.part_path,
+            rows = self.relay.manifest_entries(target, page)
+            if self.relay.signed_by:
+                rows = self.signed_rows(list(rows))
+            self.relay.download_all(target, self.entries(rows), self.store, self.folder.part_path,
                                     moved=self.moved)
             done = True
         finally:
             self.folder.close(done)
         fault("results stored")
 
-    def entries(self, target, page):
+    def signed_rows(self, rows):
+        """The rows of the manifest, if they are signed; what was signed is also kept beside the results.
+        ValueError."""
+        beside = self.relay.x_and_mtime
+        manifest = [row[1:] + (beside.get(row[0], (False,))[0],) for row in rows]
+        self.found["result-info"] = believed(self.relay, self.accept_id, self.found["result-info"], manifest,
+                                             self.wanted.signed)
+        path = os.path.join(self.folder.path, utf8(self.accept_id + ".signed"))
+        with open(os.open(path + b".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666), "w",
+                  encoding="utf-8") as out:
+            out.write(self.found["result-info"]["signed"])
+        os.rename(path + b".new", path)
+        return rows
+
+    def entries(self, rows):
         """What is to be fetched; what is here already is not, small files aside: they come in packs, without
         gaps."""
         is_wanted = declared_matcher(self.wanted.names, self.wanted.patterns)
-        for number, name, size, sum256 in self.relay.manifest_entries(target, page):
+        for number, name, size, sum256 in rows:
             if not is_wanted(name):
                 raise ValueError(_("%s was not declared as a result") % name)
             self.open_names.pop(nfc_parts(name), None)
@@ -695,6 +764,60 @@ class ResultFetch:
             verdicts["name"] = {"count": before["count"] + len(self.kept),
                                 "names": before["names"] + sorted(self.kept)[:VERDICT_NAMES]}
         return missing, verdicts
+
+
+def believed(relay, accept_id, info, manifest, signed):
+    """What is told of the results, as far as the external computer has signed it: for this order, at this
+    site, of this manifest, and this end. signed: the order. ValueError if it has not; 64 if the order is not
+    known."""
+    import hashlib
+    try:
+        signed = remembered(relay, accept_id)[3] or signed     # (rerun orders anew)
+    except Stop:
+        pass
+    if not signed:
+        raise Stop(EX_USAGE, _("%s: its order was not signed on this side (--sign-key), so its results cannot"
+                               " be known as its own") % accept_id)
+    line, _newline, armored = checked_texts([info.get("signed") or ""], list)[0].partition("\n")
+    check_signature(line.encode(), armored, relay.signed_by)
+    told, order = json.loads(line), signed.partition("\n")[0]
+    stays = json.dumps({key: info.get(key) for key in ("missing", "refused", "verdicts")}, sort_keys=True)
+    wanted = {"v": 1, "order": hashlib.sha256(order.encode()).hexdigest(), "site": json.loads(order)["site"],
+              "manifest": sum_of_manifest(manifest), "stays": hashlib.sha256(stays.encode()).hexdigest()}
+    other = [key for key in sorted(wanted) if told.get(key) != wanted[key]]
+    if other:
+        raise ValueError(_("what was signed there is not what the relay has (%s)") % " ".join(other))
+    reason = str(told["reason"] or "")
+    if not reason or not str(info.get("reason")).startswith(reason):
+        info = dict(info, reason=reason)
+    return dict(info, exit_code=told["exit_code"], signal=told["signal"],
+                status="abnormal" if told["exit_code"] != 0 or reason else info.get("status"))
+
+
+def check_signature(text, armored, path):
+    """ValueError unless this is the signature of text (bytes), as one of results, by a public key of the file
+    `path`: by ssh-keygen; RSA is verified here where that cannot."""
+    import tempfile
+    try:
+        with open(utf8(path), encoding="utf-8") as keys:
+            trusted = re.findall(r"(?m)^[ \t]*(ssh-\w+) ([\w+/=]+)", keys.read())
+    except (OSError, ValueError) as error:
+        raise Stop(EX_CONFIG, "%s: %s" % (path, getattr(error, "strerror", None) or error))
+    key, kind, signature, summed = taken_apart(armored, RESULT_SPACE)
+    sort, *numbers = ssh_strings(key)
+    if not any(binascii.a2b_base64(one) == key for _sort, one in trusted):
+        raise ValueError(_("they are signed by another key"))
+    if sort == b"ssh-rsa" and kind in RSA_SUMS:
+        if not is_rsa(numbers, sshsig_data(text, RESULT_SPACE, summed), signature, *RSA_SUMS[kind]):
+            raise ValueError(_("the signature does not fit"))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        names = [os.path.join(folder, name) for name in ("keys", "signature")]
+        for name, said in zip(names, ("".join("gate %s %s\n" % one for one in trusted), armored)):
+            with open(name, "w") as out:
+                out.write(said)
+        run_tool(["ssh-keygen", "-Y", "verify", "-I", "gate", "-n", RESULT_SPACE, "-f", names[0],
+                  "-s", names[1]], text)
 
 
 def proper_verdicts(info):
@@ -772,6 +895,7 @@ class Console:
         self.accept_id = ""
         self.order = None
         self.allowed = False                           # may the external computer have it already?
+        self.signed = ""                               # its order, as it was signed
         self.first_look = None                         # what the registration's answer has told of it
         self.resend_inputs = None                      # function, for a relay that lacks them again
         self.deadline = None                           # --deadline, in time.monotonic()
@@ -1097,10 +1221,10 @@ def token_refused(relay, error):
 
 # ==== what this side remembers ====
 
-def remember(relay, accept_id, order, to=""):
-    """Notes what was declared, and where (to: default the current directory): `wait`, `result` and attach()
-    store these results only, whatever a relay calls its own. Kept for about three months; that it cannot be
-    noted is no failure (--out says it again)."""
+def remember(relay, accept_id, order, to="", signed=""):
+    """Notes what was declared and signed, and where it goes (to: default the current directory): `wait`,
+    `result` and attach() store these results only, whatever a relay calls its own. Kept for about three
+    months; that it cannot be noted is no failure (--out says it again)."""
     folder = memory_folder()
     if folder is None:
         return
@@ -1109,7 +1233,7 @@ def remember(relay, accept_id, order, to=""):
             os.makedirs(folder, 0o700, exist_ok=True)
             forget(os.path.dirname(folder))
         entry = {"url": relay.url, "names": order.names, "patterns": order.patterns,
-                 "to": os.path.abspath(to)}
+                 "to": os.path.abspath(to), "signed": signed}
         with open(os.path.join(folder, utf8(accept_id) + b".new"), "w", encoding="utf-8",
                   errors="surrogateescape") as out:
             json.dump(entry, out)
@@ -1121,14 +1245,14 @@ def remember(relay, accept_id, order, to=""):
 def recall(relay, accept_id, to, options):
     """What was declared of it, as Wanted. What is there may be replaced where it was ordered from, or in a
     directory that was said. 64 if it is not known here."""
-    names, patterns, ordered = remembered(relay, accept_id)
+    names, patterns, ordered, signed = remembered(relay, accept_id)
     agreed = options.agreed or len(options.words) > 2 or os.path.realpath(to) == os.path.realpath(ordered)
-    return Wanted(names, patterns, agreed, options.allow_refused)
+    return Wanted(names, patterns, agreed, options.allow_refused, signed)
 
 
 def remembered(relay, accept_id):
-    """(names, patterns, directory) of what was declared of it, as remember() has noted them. 64 if it is not
-    known here."""
+    """(names, patterns, directory, the signed order or "") of it, as remember() has noted them. 64 if it is
+    not known here."""
     top = memory_folder()
     for month in sorted(os.listdir(os.path.dirname(top)), reverse=True) if top and os.path.isdir(
             os.path.dirname(top)) else ():
@@ -1138,7 +1262,7 @@ def remembered(relay, accept_id):
                 found = json.load(text)
             if checked_texts(found["url"], str) == relay.url:
                 words = checked_texts(found["names"], list) + checked_texts(found["patterns"], list)
-                return wanted_results(words) + (checked_texts(found["to"], str),)
+                return wanted_results(words) + (checked_texts(found["to"], str), found.get("signed", ""))
         except (OSError, ValueError, KeyError, TypeError, RecursionError):  # broken: as if nothing were known
             continue
     raise Stop(EX_USAGE,
@@ -1428,12 +1552,12 @@ def attach(url, request_id_prefix, to=None, outputs=None, patience=PATIENCE, all
     started again. Results go where submit() said, or each into to/ACCEPT_ID. outputs: for those that this
     user has not submitted on this host."""
     try:
-        named = outputs and wanted_results([outputs] if isinstance(outputs, str) else outputs) + (".",)
+        named = outputs and wanted_results([outputs] if isinstance(outputs, str) else outputs) + (".", "")
         pool, found = pool_of(url, way, tell), []
         for row in pool.rows_of(request_id_prefix, patience):
-            names, patterns, folder = named or remembered(pool.sender, row["accept_id"])
+            names, patterns, folder, signed = named or remembered(pool.sender, row["accept_id"])
             folder = folder if to is None else os.path.join(os.fspath(to), row["accept_id"])
-            found.append(pool.add(row, folder, Wanted(names, patterns, True, allow_refused)))
+            found.append(pool.add(row, folder, Wanted(names, patterns, True, allow_refused, signed)))
         return found
     except Stop as stop:
         raise typed(stop)
@@ -1536,10 +1660,10 @@ class Pool:
                 raise stop_for(error, self.sender, console.accept_id)
             except KeyboardInterrupt as leaving:
                 raise interrupted(leaving, [console.accept_id] if console.accept_id else [])
-            remember(self.sender, console.accept_id, order, to)
+            remember(self.sender, console.accept_id, order, to, console.signed)
         row = dict(console.first_look or {"progress": "not start"}, accept_id=console.accept_id,
                    request_id=order.request_id)
-        return self.add(row, to, Wanted(order.names, order.patterns, True, allow_refused),
+        return self.add(row, to, Wanted(order.names, order.patterns, True, allow_refused, console.signed),
                         console.resend_inputs)
 
     def begin(self, patience):
@@ -1692,7 +1816,7 @@ def main(argv=None):
 def run_word(options):
     """Does what the words say; the exit code."""
     function = SUBCOMMANDS[options.word][0]
-    if function in (cmd_check, cmd_login):
+    if function in (cmd_check, cmd_login, cmd_keygen):
         return function(options)
     relay, console = relay_of_options(options)[0], make_console(options)
     relay.on_outage = console.tell_away
@@ -1799,6 +1923,8 @@ def relay_of_options(options):
     ini["ca_file"] = options.ca_file or ini["ca_file"]
     relay = RelayClient(url, lambda: token,
                         **{key: ini[key] for key in ("ca_file", "proxy", "client_cert", "client_key")})
+    relay.sign_key = options.sign_key or ini["sign_key"]
+    relay.signed_by = options.require_signed_by or ini["require_signed_by"]
     if options.fielded:
         token = take_token(options.fielded[2])
     elif options.word != "login" and not (options.word == "check" and waits_for_enrolling(path)):
@@ -1992,13 +2118,36 @@ def cmd_change(options, relay, console):
             elif relay.v1:
                 raise Stop(EX_USAGE, _("%s: a fielded relay cannot do that") % word)
             else:
-                relay.ask("POST", word, dict(fields, accept_id=console.accept_id), patience=options.patience)
+                rerun(relay, console.accept_id, fields, options.patience)
                 text = _("allowed once more")
         except RelayRefused as error:
             if error.code != 409:
                 raise
             raise Stop(EX_REFUSED, _("%s: the relay says: %s") % (console.accept_id, error))
         print("%s %s" % (console.accept_id, text))
+
+
+def rerun(relay, accept_id, fields, patience):
+    """Has a calculation run once more. One that was signed is ordered anew: an order runs once."""
+    fields = dict(fields, accept_id=accept_id)
+    if not relay.sign_key:
+        return relay.ask("POST", "rerun", fields, patience=patience)
+    names, patterns, to, signed = remembered(relay, accept_id)
+    if not signed:
+        raise Stop(EX_USAGE, _("%s: its order was not signed on this side; rerun it without --sign-key")
+                   % accept_id)
+    fields["signed"] = signed_order(json.loads(signed.partition("\n")[0]), relay.sign_key)
+    found = relay.ask("POST", "rerun", fields, patience=patience)
+    remember(relay, accept_id, Order("", "", "", names, patterns, ""), to,
+             order_in_force(found, fields["signed"]))
+
+
+def cmd_keygen(options):
+    """keygen: a key for --sign-key, and the lines for who is to trust it."""
+    import getpass
+    make_key(options.file, options.user or getpass.getuser())
+    with open(utf8(options.file + ".pub"), encoding="utf-8") as text:
+        print("[signer %s]\nkey = %s" % (options.user or getpass.getuser(), text.read().strip()))
 
 
 def cmd_status(options, relay, console):
@@ -4641,6 +4790,158 @@ def refusal_words(answer):
 # ==== end shared ====
 
 
+# ==== shared: sign ====
+# What is signed, orders and results, is one line of JSON; behind it stands its signature in OpenSSH's form
+# (openssh-portable, PROTOCOL.sshsig), made by ssh-keygen (OpenSSH 8.1 or newer), or by openssl with an RSA
+# key in PEM. Both get the text on their standard input: from a file, ssh-keygen keeps an older signature
+# that lies beside it, and ends with 0.
+ORDER_SPACE, RESULT_SPACE = "order@mi-distcomp", "result@mi-distcomp"      # namespaces: one is no other
+RSA_SUMS = {                   # how RSA signs: (hash, what stands before its sum; RFC 8017, 9.2, note 1)
+    b"rsa-sha2-256": ("sha256", bytes.fromhex("3031300d060960864801650304020105000420")),
+    b"rsa-sha2-512": ("sha512", bytes.fromhex("3051300d060960864801650304020305000440"))}
+
+
+def signed_text(fields, path, space):
+    """{field: value} as a line of JSON with its signature by the private key in `path`. 78 if that cannot
+    be."""
+    line = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    try:
+        with open(utf8(path), "rb") as text:
+            is_pem = text.read(100).startswith((b"-----BEGIN PRIVATE KEY", b"-----BEGIN RSA PRIVATE KEY"))
+        armored = (openssl_signature(line.encode(), path, space) if is_pem
+                   else run_tool(["ssh-keygen", "-q", "-Y", "sign", "-f", path, "-n", space], line.encode()))
+        if armored.startswith(b"-----BEGIN SSH SIGNATURE-----\n"):
+            return line + "\n" + armored.decode("ascii")
+        why = _("no signature came; is ssh-keygen older than 8.1? then a key of `keygen`, or one in PEM,"
+                " does")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+    raise Stop(EX_CONFIG, _("%s: cannot be signed with: %s") % (path, why))
+
+
+def openssl_signature(text, path, space):
+    """The signature of text by the RSA key in `path`, whose public half is beside it. ValueError, OSError."""
+    signed = run_tool(["openssl", "dgst", "-sha512", "-sign", path], sshsig_data(text, space))
+    blob = b"SSHSIG\0\0\0\1" + b"".join(map(ssh_string, (
+        public_half(path)[0], space.encode(), b"", b"sha512",
+        ssh_string(b"rsa-sha2-512") + ssh_string(signed))))
+    armored = binascii.b2a_base64(blob, newline=False)
+    return b"".join([b"-----BEGIN SSH SIGNATURE-----\n"]
+                    + [armored[at:at + 70] + b"\n" for at in range(0, len(armored), 70)]
+                    + [b"-----END SSH SIGNATURE-----\n"])
+
+
+def sshsig_data(text, space, summed="sha512"):
+    """What is signed in place of a text."""
+    import hashlib
+    parts = space.encode(), b"", summed.encode(), hashlib.new(summed, text).digest()
+    return b"SSHSIG" + b"".join(map(ssh_string, parts))
+
+
+def ssh_string(data):
+    """data behind its length (RFC 4251, 5)."""
+    return len(data).to_bytes(4, "big") + data
+
+
+def ssh_strings(data):
+    """The strings that data is made of, each behind its length (RFC 4251, 5). ValueError if it is not."""
+    found, at = [], 0
+    while at < len(data):
+        end = at + 4 + int.from_bytes(data[at:at + 4], "big")
+        if at + 4 > len(data) or end > len(data):
+            raise ValueError("cut off")
+        found.append(data[at + 4:end])
+        at = end
+    return found
+
+
+def public_half(path):
+    """(public key as bytes on the wire, the rest of its line: whose it is) of the private key in `path`: of
+    the file PATH.pub. ValueError, OSError."""
+    with open(utf8(path if path.endswith(".pub") else path + ".pub"), encoding="utf-8") as text:
+        words = text.read(100000).split(None, 2)
+    return binascii.a2b_base64("".join(words[1:2])), "".join(words[2:]).strip()
+
+
+def make_key(path, comment):
+    """A new private key in `path` (0600), and its public half, PATH.pub: Ed25519, or, where ssh-keygen cannot
+    sign, RSA for openssl. 78 if it cannot be made."""
+    kind = ["ed25519"] if has_keygen() else ["rsa", "-b", "3072", "-m", "PEM"]
+    try:
+        if os.path.lexists(utf8(path)):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        run_tool(["ssh-keygen", "-q", "-N", "", "-C", comment, "-f", path, "-t"] + kind, b"")
+    except (OSError, ValueError) as error:
+        raise Stop(EX_CONFIG, "%s: %s" % (path, getattr(error, "strerror", None) or error))
+
+
+def has_keygen():
+    """Is there an ssh-keygen that signs?"""
+    try:
+        run_tool(["ssh-keygen", "-Y"], b"")
+    except (OSError, ValueError) as error:
+        return "requires an argument" in str(error)
+
+
+def run_tool(words, data):
+    """What a program of PATH's absolute directories answers to data on its standard input. OSError if it is
+    not there, ValueError with its words if it fails."""
+    import subprocess
+    path = ":".join(folder for folder in os.get_exec_path() if folder[:1] == "/")
+    env = {key: value for key, value in os.environ.items() if key[:3] != "MI_"}
+    done = subprocess.run(list(map(utf8, words)), input=data, env=dict(env, PATH=path),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if done.returncode:
+        said = (done.stderr + done.stdout).decode("utf-8", "replace").strip()
+        raise ValueError("%s: %s" % (words[0], printable(said)[:200]))
+    return done.stdout
+
+
+def taken_apart(armored, space):
+    """(public key, kind, signature, hash) of a signature in its armour. ValueError if it is not one of this
+    namespace, in every byte."""
+    try:
+        lines = armored.rstrip("\n").split("\n")
+        ends = ["-----%s SSH SIGNATURE-----" % word for word in ("BEGIN", "END")]
+        blob = strict_base64("".join(lines[1:-1]))
+        key, named, reserved, summed, signature = ssh_strings(blob[10:])
+        kind, signature = ssh_strings(signature)
+        if ([lines[0], lines[-1]] == ends and blob[:10] == b"SSHSIG\0\0\0\1" and named == space.encode()
+                and not reserved and summed in (b"sha256", b"sha512")):
+            return key, kind, signature, summed.decode()
+    except ValueError:
+        pass
+    raise ValueError(_("it is not signed, or not in this form"))
+
+
+def strict_base64(text):
+    """The bytes of base64 without anything else in it. ValueError."""
+    import base64
+    return base64.b64decode(text.encode("ascii"), validate=True)
+
+
+def is_rsa(numbers, signed, signature, summed, head):
+    """RFC 8017, 8.2.2: is it the signature of these bytes? numbers: e and n, as bytes."""
+    import hashlib
+    e, n = (int.from_bytes(number, "big") for number in numbers)
+    length, value = -(-n.bit_length() // 8), int.from_bytes(signature, "big")
+    if len(signature) != length or value >= n:
+        return False
+    ending = b"\0" + head + hashlib.new(summed, signed).digest()
+    return pow(value, e, n).to_bytes(length, "big") == b"\0\1" + b"\xff" * (length - 2 - len(ending)) + ending
+
+
+def sum_of_manifest(rows):
+    """The sha256 of a manifest: of its rows (name, size, sha256, may it be executed?), in whatever order they
+    come."""
+    import hashlib
+    digest = hashlib.sha256()
+    for row in sorted(json.dumps(list(row)) for row in rows):
+        digest.update(row.encode() + b"\n")
+    return digest.hexdigest()
+# ==== end shared ====
+
+
 # ==== shared: cause ====
 # Why a calculation is where it is, as every script tells it to people: a sentence, who has to act, what he
 # types at his place, since when, how old that knowledge is, what would change it.
@@ -4939,7 +5240,7 @@ def did_you_mean(word, known):
 
 def belongs_into(key, table):
     """' (it belongs into [SECTION])' or ''."""
-    names = [{"command *": "command NAME", "*": "SITE"}.get(name, name)
+    names = [{"command *": "command NAME", "signer *": "signer NAME", "*": "SITE"}.get(name, name)
              for name in table if key in table[name]]
     return _(" (it belongs into %s)") % ", ".join("[%s]" % name for name in names) if names else ""
 
@@ -4963,9 +5264,9 @@ def parse_ini(path):
 
 
 def read_ini(path, table):
-    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *'
-    and '*' (any other) those that are there. In any value {here}/ is the ini's directory, {python} the Python
-    that runs this.
+    """The ini as {section: {key: typed value}}: every section of table with its defaults, and of 'command *',
+    'signer *' and '*' (any other) those that are there. In any value {here}/ is the ini's directory, {python}
+    the Python that runs this.
 
     What the file says is obeyed, so nobody else may write to it: see check_only_ours(). 78 with file,
     section, key and what to do, for anything that is not as it should be.
@@ -4992,11 +5293,11 @@ def keys_of_section(path, section, table):
     sites are. 78 for what is misspelled."""
     if section in table:
         return table[section]
-    if section.startswith("command "):
-        return table.get("command *")
+    if section.startswith(("command ", "signer ")):
+        return table.get(section.split(" ")[0] + " *")
     if section in SECTIONS:
         return None
-    hint = did_you_mean(section, SECTIONS + ("command",)) if "*" not in table else ""
+    hint = did_you_mean(section, SECTIONS + ("command", "signer")) if "*" not in table else ""
     if hint:
         raise Stop(EX_CONFIG, _("%s: [%s] is not a section%s") % (path, section, hint))
     return table.get("*")
@@ -5486,6 +5787,9 @@ OPTIONS = {
     "--all": dict(action="store_true", help="all that are kept, finished ones too"),
     "--watch": dict(action="store_true", help="again and again, in place on a terminal, until Ctrl+C"),
     "--reason": dict(default="", metavar="TEXT", help="why, for who looks later"),
+    "--sign-key": dict(default="", metavar="FILE", help="signs the order with this private key (of keygen)"),
+    "--require-signed-by": dict(default="", metavar="FILE",
+                                help="takes only results that a key of this file has signed"),
     "--force": dict(action="store_true", help="also what is out of contact; its late result is refused"),
     "--follow": dict(action="store_true", help="as it comes, until the command ends"),
     "--url": dict(default="", metavar="URL", help="the relay"),
@@ -5494,25 +5798,26 @@ OPTIONS = {
     "--patience": dict(default=PATIENCE, type=seconds, metavar="TIME",
                        help="how long the relay may be away before anything is registered (default: 60s)")}
 TO_RELAY = "--url --token-file --ca-file"
-WAITS = "--to --allow-refused --deadline --on-term --patience " + TO_RELAY
+WAITS = "--to --allow-refused --deadline --on-term --patience --require-signed-by " + TO_RELAY
 SUBCOMMANDS = {
     "run": (cmd_run, "SITE COMMAND",
             "Has COMMAND run at SITE with these inputs, waits, and puts the results into the current "
             "directory; the exit code is the command's own.\n"
             "INPUT is FILE, NAME=PATH, or DIR/; RESULT a name or a pattern in quotes (* ? ** and DIR/).",
             "run u-tokyo fatigue_life --in steel.json loads.csv --out life.json",
-            "--in --out --param --request-id --dry-run " + WAITS),
+            "--in --out --param --request-id --dry-run --sign-key " + WAITS),
     "submit": (cmd_submit, "SITE COMMAND",
                "As run, but prints the ACCEPT_ID and does not wait.",
                "submit u-tokyo fatigue_life --in steel.json --out life.json",
-               "--in --out --param --request-id --patience " + TO_RELAY),
+               "--in --out --param --request-id --patience --sign-key " + TO_RELAY),
     "wait": (cmd_fetch, "ACCEPT_ID...",
              "Waits and fetches; several: each into DIR/ACCEPT_ID/. Of an id the first eight characters do.",
              "wait d6d9c05a", "--out " + WAITS),
     "result": (cmd_fetch, "ACCEPT_ID...",
                "Fetches what is there already. On another host, or for somebody else, --out says once more "
                "what is meant.",
-               "result d6d9c05a --to results", "--to --out --allow-refused --patience " + TO_RELAY),
+               "result d6d9c05a --to results",
+               "--to --out --allow-refused --patience --require-signed-by " + TO_RELAY),
     "status": (cmd_status, "ACCEPT_ID...",
                "One line for each: where it is, how many are before it (explain: why).",
                "status d6d9c05a", "--patience " + TO_RELAY),
@@ -5531,7 +5836,11 @@ SUBCOMMANDS = {
                "cancel d6d9c05a --reason 'wrong input'", "--reason --patience " + TO_RELAY),
     "rerun": (cmd_change, "ACCEPT_ID...",
               "Once more: what ended abnormally, before its result was fetched.",
-              "rerun d6d9c05a", "--force --reason --patience " + TO_RELAY),
+              "rerun d6d9c05a", "--force --reason --patience --sign-key " + TO_RELAY),
+    "keygen": (cmd_keygen, "FILE [USER]",
+               "Makes a key for --sign-key: FILE (0600; keep it where only its user reads) and FILE.pub;"
+               " prints the lines for the external computer's ini.",
+               "keygen ~/.ssh/mi_orders suzuki", ""),
     "check": (cmd_check, "[SITE] [COMMAND]",
               "Looks at this host and the way to the relay, and changes nothing: OK, WARN or FAIL, and "
               "what to do.\n"
@@ -5550,6 +5859,9 @@ INI_KEYS = {                   # {section: {key: (kind, default, meaning)}}: wha
         "client_key": (str, "", "its key"),
         "proxy": (str, "",
                   "default: https_proxy or all_proxy of the environment, unless no_proxy names the relay"),
+        "sign_key": (str, "", "a private key, as `keygen` makes it: orders are signed with it"),
+        "require_signed_by": (str, "", "public keys, one a line: results that none of them has signed are not"
+                                       " taken"),
         "lang": (one_of("auto", "en", "ja"), "auto", "en, ja")}}
 
 STOP_REASONS = {"refused": (EX_REFUSED, "poller"), "input": (EX_PROTOCOL, "poller"),
@@ -5568,6 +5880,26 @@ if __name__ != "__main__":             # for those who import this file: a kind 
 
 # ==== Japanese ====
 JA = {
+    "%s: cannot be signed with: %s": "%s: 署名に使えません: %s",
+    "no signature came; is ssh-keygen older than 8.1? then a key of `keygen`, or one in PEM, does":
+        "署名が得られません。ssh-keygen が 8.1 より古ければ、keygen で作った鍵か PEM 形式の鍵を使ってください",
+    "it is not signed, or not in this form": "署名がないか、この形式ではありません",
+    "the signature does not fit": "署名が合いません",
+    "%s: a fielded relay passes nothing that is signed": "%s: 従来の中継サーバーは、署名のあるものを渡しません",
+    "%s: its order was not signed on this side (--sign-key), so its results cannot be known as its own":
+        "%s: 指示書にこちらで署名していない (--sign-key) ため、結果がそのものであることを確かめられません",
+    "%s: its order was not signed on this side; rerun it without --sign-key":
+        "%s: 指示書にこちらで署名していません。--sign-key なしで rerun してください",
+    "Makes a key for --sign-key: FILE (0600; keep it where only its user reads) and FILE.pub; prints"
+    " the lines for the external computer's ini.":
+        "--sign-key の鍵を作ります: FILE (0600。本人だけが読める場所に置いてください)"
+        " と FILE.pub。外部計算機の ini に書く行を表示します。",
+    "nothing was registered; a fielded relay passes nothing that is signed":
+        "何も登録していません。従来の中継サーバーは、署名のあるものを渡しません",
+    "signs the order with this private key (of keygen)": "この秘密鍵 (keygen で作ったもの) で指示書に署名します",
+    "takes only results that a key of this file has signed": "このファイルの鍵で署名された結果だけを受け取ります",
+    "they are signed by another key": "別の鍵による署名です",
+    "what was signed there is not what the relay has (%s)": "外部計算機が署名した内容が、中継サーバーにあるものと違います (%s)",
     ", out of contact": "、連絡途絶",
     "waiting": "実行待ち",
     "taken": "入力転送中",

@@ -637,7 +637,7 @@ def test_check_says_that_the_start_may_not_make_the_state_dir_where_it_may_not(i
         assert line.startswith(level) and ("may not make it" in line) == (level == "FAIL") and str(folder) in line
 
 
-EXAMPLES = {("*", "commands"), ("command *", "argv"), ("command *", "match"), ("command *", "parameters")}      # told with a value that is none
+EXAMPLES = {("*", "commands"), ("command *", "argv"), ("command *", "match"), ("signer *", "key"), ("command *", "parameters")}      # told with a value that is none
 
 
 def told_keys():
@@ -647,7 +647,7 @@ def told_keys():
         for line in text:
             head, key = re.match(r"(?:# )?\[(.*)\]\n", line), re.match(r"(?:# )?([a-z_][\w.]*) *= ?(.*?)(?:  +\(.*)?\n", line)
             if head:
-                section = re.sub(r"command .*", "command *", head.group(1)).replace("u-tokyo", "*")
+                section = re.sub(r"(command|signer) .*", r"\1 *", head.group(1)).replace("u-tokyo", "*")
             elif key:
                 found[section, re.sub(r"^(argument|env)\..*", r"\1.*", key.group(1))] = key.group(2).strip()
     return found
@@ -660,7 +660,7 @@ def told_meanings():
         for line in text.read().split("\n"):
             head, key = re.match(r"(?:# )?\[(.*)\]$", line), re.match(r"(?:# )?([a-z_][\w.]*) *= ?.*?(?:  +\((.*))?$", line)
             if head:
-                section, last = re.sub(r"command .*", "command *", head.group(1)).replace("u-tokyo", "*"), None
+                section, last = re.sub(r"(command|signer) .*", r"\1 *", head.group(1)).replace("u-tokyo", "*"), None
             elif key:
                 last = section, re.sub(r"^(argument|env)\..*", r"\1.*", key.group(1))
                 found[last] = key.group(2) or ""
