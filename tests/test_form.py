@@ -101,6 +101,29 @@ def test_each_word_has_a_help_that_names_the_program_and_what_it_does_not_know_i
         assert done.returncode == 64 and suite.one_line(done.stderr), (word, done)
 
 
+def typed_in_docstring(name):
+    """(word of SUBCOMMANDS or what stands in its place, its options) of each command line in a script's docstring, `A | B` taken apart."""
+    words, usage = suite.module(name).SUBCOMMANDS, ast.get_docstring(tree_of(name)).partition("\ncontents")[0]
+    for entry in re.findall(r"^(?: {4,7}|usage: )%s (.+(?:\n {20,40}\S.*)*)" % re.escape(name), usage, re.M):
+        before = []
+        for part in re.split(r" \| (?![^\[]*\])", re.split(r"   |(?<=\S)\n +(?=[a-z])", re.sub(r"(?<=\])\n +(?=\[)", " ", entry))[0]):
+            typed = [one.strip("[]") for one in part.split()]
+            found = [" ".join(one) for one in (before[:1] + typed[:1], typed[:2], typed[:1]) if " ".join(one) in words]
+            before = before if before and found and found[0].startswith(before[0]) else typed
+            yield (found or typed)[0], re.findall(r"--[a-z-]+", part)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_usage_in_the_docstring_has_each_word_and_gives_none_an_option_that_it_does_not_take(name):
+    module, said = suite.module(name), list(typed_in_docstring(name))
+    assert not set(module.SUBCOMMANDS) - {word for word, _options in said}, "not in the docstring"
+    strange = {word for word, _options in said} - set(module.SUBCOMMANDS)
+    assert all(re.match(r"[A-Z]|client_", word) for word in strange), strange        # the fielded words
+    for word, options in said:
+        taken = module.SUBCOMMANDS[word][4].split() + " ".join(module.EVERY).split() if word in module.SUBCOMMANDS else []
+        assert not set(options) - set(taken), (word, options)
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_help_of_each_word_is_its_own_page_with_an_example_and_in_japanese_where_the_locale_is(name, monkeypatch):
     module, pages = suite.module(name), {}
