@@ -9137,48 +9137,7 @@ KILL_TRIES = 5
 ADOPTER = []                     # what adopter() has found
 
 
-@functools.lru_cache(maxsize=None)
-def boot_id():
-    """This boot of this host ('?' where /proc does not tell)."""
-    try:
-        return read_small("/proc/sys/kernel/random/boot_id").decode().strip()
-    except OSError:
-        return "?"
-
-
-def read_small(path):
-    """A file of /proc of at most 4096 bytes, with as few system calls as can be: there are many. OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 4096)
-    finally:
-        os.close(fd)
-
-
-def write_synced(path, data, mode=0o600):
-    """data (bytes) into a new file at path (bytes), on disk before this returns."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    try:
-        view = memoryview(data)
-        while len(view):
-            view = view[os.write(fd, view):]
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def sync_path(path):
-    """The folder's entries, on disk before this returns (where the file system can: FUSE and CIFS may know no
-    fsync of directories)."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    finally:
-        os.close(fd)
-
+# The start
 
 def prepare_control(control, fifo=True):
     """Makes what the wrapper needs in the control directory (bytes path, exists), on disk before this
@@ -9192,6 +9151,18 @@ def prepare_control(control, fifo=True):
                        (b"ready", b" " * 256)):
         write_synced(os.path.join(control, name), text, 0o700 if name == b"run" else 0o600)
     sync_path(control)
+
+
+def start_wrapper(control, work, argv, env):
+    """Starts the wrapper, detached, on argv (list of str) in the directory work with the environment env.
+    Returns the Popen. The wrapper needs sh, mv and printf: a PATH of the command's own must not hide them."""
+    if env.get("PATH", WRAPPER_PATH) != WRAPPER_PATH:
+        env = dict(env, PATH=WRAPPER_PATH, MI_PATH=env["PATH"])
+    words = [b"/bin/sh", os.path.join(control, b"run"), control, work] + [utf8(word) for word in argv]
+    return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL,
+                            env={utf8(key): utf8(value) for key, value in env.items()},
+                            start_new_session=True, cwd=b"/", preexec_fn=adopter())
 
 
 def adopter():
@@ -9210,74 +9181,7 @@ def adopter():
     return ADOPTER[0]
 
 
-def start_wrapper(control, work, argv, env):
-    """Starts the wrapper, detached, on argv (list of str) in the directory work with the environment env.
-    Returns the Popen. The wrapper needs sh, mv and printf: a PATH of the command's own must not hide them."""
-    if env.get("PATH", WRAPPER_PATH) != WRAPPER_PATH:
-        env = dict(env, PATH=WRAPPER_PATH, MI_PATH=env["PATH"])
-    words = [b"/bin/sh", os.path.join(control, b"run"), control, work] + [utf8(word) for word in argv]
-    return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.DEVNULL,
-                            env={utf8(key): utf8(value) for key, value in env.items()},
-                            start_new_session=True, cwd=b"/", preexec_fn=adopter())
-
-
-def read_note(path):
-    """The ProcessNote in a file of the wrapper, or None while it is blank or not there."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        words = os.read(fd, 256).decode("utf-8", "replace").split(None, 4)
-        when = os.fstat(fd).st_mtime
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    good = len(words) == 5 and re.match(r"[0-9]{1,9}\Z", words[0])
-    return ProcessNote(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if good else None
-
-
-def stat_of(pid):
-    """What /proc tells of a process: state, parent, session, terminal, start (ticks since boot), the signal
-    that its end sends, all as bytes. OSError."""
-    words = stat_words(b"/proc/%d/" % pid)
-    return words[0], words[1], words[3], words[4], words[19], words[35]
-
-
-def stat_words(top):
-    """The fields of /proc/PID/stat behind the name, for the directory `top` below /proc. OSError."""
-    return read_small(top + b"stat").rpartition(b") ")[2].split()
-
-
-def seconds_since(start):
-    """Seconds since a process began; start: as stat_of() has it."""
-    return time.clock_gettime(7) - int(start) / os.sysconf("SC_CLK_TCK")         # 7: seconds since boot
-
-
-def is_alive(note):
-    """Does the process of the note live? Same PID, same start time, not a zombie, in this boot of this
-    host."""
-    try:
-        state, _parent, _session, _terminal, start, _signal = stat_of(note.pid)
-    except OSError:
-        return False
-    return start.decode() == note.start and state not in b"ZX" and note.boot == boot_id()
-
-
-def on_shared_disk(path):
-    """May another host have this directory (bytes), too? Not on a disk of this one, whatever it is called
-    since it was started."""
-    real, best, kind = os.path.realpath(path) + b"/", b"", b""
-    with open("/proc/self/mountinfo", "rb") as rows:
-        for row in rows:
-            words = row.split()
-            point = words[4].replace(b"\\040", b" ").rstrip(b"/") + b"/"
-            if real.startswith(point) and len(point) >= len(best):
-                best, kind = point, words[words.index(b"-") + 1]
-    return kind not in LOCAL_DISKS
-
+# Where it is
 
 def command_state(control, now):
     """(state, detail) of the command of a control directory (bytes path); now: time.time() (the clock may
@@ -9325,6 +9229,101 @@ def lost_after(seconds):
     return ("lost", "end unknown") if abs(seconds) > ORPHAN_GRACE else ("starting", None)
 
 
+def is_alive(note):
+    """Does the process of the note live? Same PID, same start time, not a zombie, in this boot of this
+    host."""
+    try:
+        state, _parent, _session, _terminal, start, _signal = stat_of(note.pid)
+    except OSError:
+        return False
+    return start.decode() == note.start and state not in b"ZX" and note.boot == boot_id()
+
+
+def on_shared_disk(path):
+    """May another host have this directory (bytes), too? Not on a disk of this one, whatever it is called
+    since it was started."""
+    real, best, kind = os.path.realpath(path) + b"/", b"", b""
+    with open("/proc/self/mountinfo", "rb") as rows:
+        for row in rows:
+            words = row.split()
+            point = words[4].replace(b"\\040", b" ").rstrip(b"/") + b"/"
+            if real.startswith(point) and len(point) >= len(best):
+                best, kind = point, words[words.index(b"-") + 1]
+    return kind not in LOCAL_DISKS
+
+
+def read_note(path):
+    """The ProcessNote in a file of the wrapper, or None while it is blank or not there."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        words = os.read(fd, 256).decode("utf-8", "replace").split(None, 4)
+        when = os.fstat(fd).st_mtime
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    good = len(words) == 5 and re.match(r"[0-9]{1,9}\Z", words[0])
+    return ProcessNote(int(words[0]), words[1], words[2], words[3], words[4].strip(), when) if good else None
+
+
+# Its end
+
+def wait_end(control, stop, most=0.25):
+    """Waits until the command has ended or stop() is true; looks at the FIFO, so that the end is seen at
+    once. Returns command_state()'s answer. most: seconds between two looks."""
+    try:
+        alive = os.open(os.path.join(control, b"alive"), os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        alive = -1
+    pause = 0.002
+    try:
+        while True:
+            # a clock that is set does not count here
+            state, now = command_state(control, float("inf")), time.monotonic()
+            if state != ("lost", "end unknown"):
+                GONE_SINCE.pop(control, None)
+            elif now - GONE_SINCE.setdefault(control, now) < ORPHAN_GRACE:
+                state = "starting", None
+            if state[0] in ("ended", "lost") or stop():
+                return state
+            poller = select.poll()
+            if alive >= 0:
+                poller.register(alive, select.POLLIN)
+            # hung up: the end is there, or the wrapper was killed: look now and then
+            if poller.poll(pause * 1000):
+                os.close(alive)
+                alive, pause = -1, 0.002
+            pause = min(pause * 1.5, most)
+    finally:
+        if alive >= 0:
+            os.close(alive)
+
+
+def stop_command(control, mark, grace):
+    """Ends the command of a control directory and all that descends from it: SIGTERM, after `grace` seconds
+    SIGKILL. Its wrapper stands still meanwhile: it stays there as the parent of all orphans, and notes the
+    end afterwards. mark: MI_RUN=..., bytes. Returns the pids of what does not end."""
+    leader, since = wrapper_of(control)
+    told, until = set(), time.monotonic() + grace
+    try:
+        if leader:
+            os.kill(leader, signal.SIGSTOP)
+        while True:
+            alive, now = command_processes(leader, mark, told, since), time.monotonic()
+            late = now > until or leader and len(children_of(leader)) > FORK_STORM
+            gone = not alive and (not leader or all_children_dead(leader))
+            if gone or now > until + KILL_TRIES:
+                return sorted(pid for pid, start in alive)
+            tell_to_end(alive if late else alive - told, late)
+            told |= alive                              # whose parent ends now is not lost sight of
+            kill_youngest(leader if late else 0, now + 0.05)
+    finally:
+        continue_wrapper(control)
+
+
 def command_processes(leader, mark, known, since=0):
     """{(pid, start time)} of a command's process tree: in its wrapper's session, with `mark` in the
     environment, known as part of it from an earlier look, or below one of these. leader: the wrapper's pid, 0
@@ -9353,6 +9352,24 @@ def with_descendants(pids, parents):
         more = {pid for pid, parent in parents.items() if parent in more} - pids
         pids = pids | more
     return pids
+
+
+def has_mark(top, mark):
+    """Is mark in the environment of the process with the directory `top` below /proc? OSError."""
+    for _turn in range(EXEC_LOOKS):
+        with open(top + b"environ", "rb") as text:
+            found = text.read()
+        if found or not in_exec(top):
+            break
+        time.sleep(0.001)
+    return mark in found.split(b"\0")
+
+
+def in_exec(top):
+    """Is it just becoming another program? For a moment it shows no environment then, also where it has one.
+    (Fields of /proc/PID/stat: a thread of the kernel has no memory, vsize; env_start, env_end.) OSError."""
+    words = stat_words(top)
+    return words[20] != b"0" and not words[47] == words[48] != b"0"
 
 
 def signal_to(pid, number):
@@ -9384,28 +9401,6 @@ def all_children_dead(pid):
         except OSError:
             pass
     return children_of(pid) == found
-
-
-def stop_command(control, mark, grace):
-    """Ends the command of a control directory and all that descends from it: SIGTERM, after `grace` seconds
-    SIGKILL. Its wrapper stands still meanwhile: it stays there as the parent of all orphans, and notes the
-    end afterwards. mark: MI_RUN=..., bytes. Returns the pids of what does not end."""
-    leader, since = wrapper_of(control)
-    told, until = set(), time.monotonic() + grace
-    try:
-        if leader:
-            os.kill(leader, signal.SIGSTOP)
-        while True:
-            alive, now = command_processes(leader, mark, told, since), time.monotonic()
-            late = now > until or leader and len(children_of(leader)) > FORK_STORM
-            gone = not alive and (not leader or all_children_dead(leader))
-            if gone or now > until + KILL_TRIES:
-                return sorted(pid for pid, start in alive)
-            tell_to_end(alive if late else alive - told, late)
-            told |= alive                              # whose parent ends now is not lost sight of
-            kill_youngest(leader if late else 0, now + 0.05)
-    finally:
-        continue_wrapper(control)
 
 
 def wrapper_of(control):
@@ -9441,60 +9436,79 @@ def continue_wrapper(control):
         signal_to(leader, signal.SIGCONT)
 
 
-def open_to_others(base, known=False):
-    """Why nothing may be run in the directory base (bytes, a real path), or None: who may write there, or to
-    one that it stands in, could prepare what is run. known: who owns a directory above, and its group,
-    may."""
-    above = [base[:at] or b"/" for at, letter in enumerate(base.decode("latin-1")) if letter == "/"]
-    for path in [os.path.join(base, b".mi"), base] + above[::-1]:
-        if os.path.exists(path):                       # else it will be ours
-            why = writable_by_others(os.stat(path), path in above, known)
-            if why:
-                return why % shown(path)
-    return None
+# Left-overs: what a command that has ended has left running in its directory
+
+def end_left_overs(work, since, mark, grace, first=0):
+    """Ends left_overs(): SIGTERM, after `grace` seconds SIGKILL. Returns (how many there were, the pids of
+    what does not end)."""
+    told, until = set(), time.monotonic() + grace
+    while True:
+        there, now = left_overs(work, since, mark, first), time.monotonic()
+        if not there or now > until + KILL_TRIES:
+            return len(told), sorted(pid for pid, start in there)
+        tell_to_end(there if now > until else there - told, now > until)
+        told |= there
+        time.sleep(0.05)
 
 
-def writable_by_others(info, above, known):
-    """open_to_others() of one directory with this stat; a text with a place for its name, or None. above:
-    base stands in it. (In /tmp and its like others may not exchange what is there.)"""
-    trusted = known and above
-    sticky = above and info.st_mode & stat.S_ISVTX and info.st_uid == 0
-    if info.st_uid not in (0, os.geteuid()) and not trusted:
-        return _("%s: belongs to somebody else")
-    if info.st_mode & (0o002 if trusted else 0o022) and not sticky:
-        return _("%s: others may write to it")
-    return None
+def left_overs(work, since, mark, first=0):
+    """{(pid, start)} of the processes that have their current directory, or something open to write, in the
+    directory `work` (bytes). Not of those that were there before the command (start: ticks since boot,
+    `since`: its own, first: its pid), nor of a terminal where somebody looks around: what has a terminal must
+    have the command's mark (bytes) in its environment."""
+    found, before, starts, pids = set(), PROCESS_STARTS[0], {}, pids_since(first, since)
+    for pid in pids:
+        if before.get(pid, since) < since:             # it was there before the command
+            starts[pid] = before[pid]
+            continue
+        try:
+            state, _parent, _session, terminal, start, signal_at_end = stat_of(int(pid[0]))
+            starts[pid] = int(start)
+            # -1: a thread, which /proc does not list but has
+            if (int(start) >= since and state not in b"ZX" and signal_at_end != b"-1"
+                    and works_in(work, pid[0], terminal, mark)):
+                found.add((int(pid[0]), start))
+        except OSError:
+            pass                                       # gone, or another user's
+    if pids and pids[0][1]:
+        PROCESS_STARTS[0] = starts
+    return found
 
 
-def wait_end(control, stop, most=0.25):
-    """Waits until the command has ended or stop() is true; looks at the FIFO, so that the end is seen at
-    once. Returns command_state()'s answer. most: seconds between two looks."""
-    try:
-        alive = os.open(os.path.join(control, b"alive"), os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        alive = -1
-    pause = 0.002
-    try:
-        while True:
-            # a clock that is set does not count here
-            state, now = command_state(control, float("inf")), time.monotonic()
-            if state != ("lost", "end unknown"):
-                GONE_SINCE.pop(control, None)
-            elif now - GONE_SINCE.setdefault(control, now) < ORPHAN_GRACE:
-                state = "starting", None
-            if state[0] in ("ended", "lost") or stop():
-                return state
-            poller = select.poll()
-            if alive >= 0:
-                poller.register(alive, select.POLLIN)
-            # hung up: the end is there, or the wrapper was killed: look now and then
-            if poller.poll(pause * 1000):
-                os.close(alive)
-                alive, pause = -1, 0.002
-            pause = min(pause * 1.5, most)
-    finally:
-        if alive >= 0:
-            os.close(alive)
+def pids_since(first, since):
+    """[(pid as bytes, inode of its directory below /proc)] of all processes. If the one with the pid `first`
+    began a moment ago (since: its start, ticks since boot): of those that have begun since, inode 0. The
+    kernel gives one number after the other, also to threads, so a new thread's is the last of them; and a
+    host may have thousands of processes."""
+    made = []
+    if first and seconds_since(since) < MOMENT and hasattr(threading, "get_native_id"):   # Python 3.8
+        thread = threading.Thread(target=lambda: made.append(threading.get_native_id()), daemon=True)
+        thread.start()
+        thread.join()
+    if made and first <= made[0] < first + MOST_PIDS:
+        return [(b"%d" % pid, 0) for pid in range(first, made[0])]
+    with os.scandir(b"/proc") as there:                # a pid that is used again has another inode
+        return [(one.name, one.inode()) for one in there if one.name.isdigit()]
+
+
+def works_in(work, pid, terminal, mark):
+    """Is this process (its number and terminal as bytes) a left-over of the command in work? OSError."""
+    top = b"/proc/" + pid + b"/"
+    return (int(pid) != os.getpid()
+            and any((place + b"/").startswith(work + b"/") for place in places_held_by(top))
+            and (terminal == b"0" or has_mark(top, mark)))
+
+
+def places_held_by(top):
+    """The current directory, and what is open to write, of the process with the directory `top` below
+    /proc. OSError."""
+    yield os.readlink(top + b"cwd")
+    for fd in os.listdir(top + b"fd"):
+        try:
+            if os.lstat(top + b"fd/" + fd).st_mode & 0o200:
+                yield os.readlink(top + b"fd/" + fd)
+        except OSError:
+            pass                                       # closed meanwhile: no other one is missed for it
 
 
 # Cleaning
@@ -9552,97 +9566,93 @@ def renamed_to(folder, higher):
         return False
 
 
-# Left-overs: what a command that has ended has left running in its directory
+# Who else may write there
 
-def pids_since(first, since):
-    """[(pid as bytes, inode of its directory below /proc)] of all processes. If the one with the pid `first`
-    began a moment ago (since: its start, ticks since boot): of those that have begun since, inode 0. The
-    kernel gives one number after the other, also to threads, so a new thread's is the last of them; and a
-    host may have thousands of processes."""
-    made = []
-    if first and seconds_since(since) < MOMENT and hasattr(threading, "get_native_id"):   # Python 3.8
-        thread = threading.Thread(target=lambda: made.append(threading.get_native_id()), daemon=True)
-        thread.start()
-        thread.join()
-    if made and first <= made[0] < first + MOST_PIDS:
-        return [(b"%d" % pid, 0) for pid in range(first, made[0])]
-    with os.scandir(b"/proc") as there:                # a pid that is used again has another inode
-        return [(one.name, one.inode()) for one in there if one.name.isdigit()]
+def open_to_others(base, known=False):
+    """Why nothing may be run in the directory base (bytes, a real path), or None: who may write there, or to
+    one that it stands in, could prepare what is run. known: who owns a directory above, and its group,
+    may."""
+    above = [base[:at] or b"/" for at, letter in enumerate(base.decode("latin-1")) if letter == "/"]
+    for path in [os.path.join(base, b".mi"), base] + above[::-1]:
+        if os.path.exists(path):                       # else it will be ours
+            why = writable_by_others(os.stat(path), path in above, known)
+            if why:
+                return why % shown(path)
+    return None
 
 
-def left_overs(work, since, mark, first=0):
-    """{(pid, start)} of the processes that have their current directory, or something open to write, in the
-    directory `work` (bytes). Not of those that were there before the command (start: ticks since boot,
-    `since`: its own, first: its pid), nor of a terminal where somebody looks around: what has a terminal must
-    have the command's mark (bytes) in its environment."""
-    found, before, starts, pids = set(), PROCESS_STARTS[0], {}, pids_since(first, since)
-    for pid in pids:
-        if before.get(pid, since) < since:             # it was there before the command
-            starts[pid] = before[pid]
-            continue
-        try:
-            state, _parent, _session, terminal, start, signal_at_end = stat_of(int(pid[0]))
-            starts[pid] = int(start)
-            # -1: a thread, which /proc does not list but has
-            if (int(start) >= since and state not in b"ZX" and signal_at_end != b"-1"
-                    and works_in(work, pid[0], terminal, mark)):
-                found.add((int(pid[0]), start))
-        except OSError:
-            pass                                       # gone, or another user's
-    if pids and pids[0][1]:
-        PROCESS_STARTS[0] = starts
-    return found
+def writable_by_others(info, above, known):
+    """open_to_others() of one directory with this stat; a text with a place for its name, or None. above:
+    base stands in it. (In /tmp and its like others may not exchange what is there.)"""
+    trusted = known and above
+    sticky = above and info.st_mode & stat.S_ISVTX and info.st_uid == 0
+    if info.st_uid not in (0, os.geteuid()) and not trusted:
+        return _("%s: belongs to somebody else")
+    if info.st_mode & (0o002 if trusted else 0o022) and not sticky:
+        return _("%s: others may write to it")
+    return None
 
 
-def works_in(work, pid, terminal, mark):
-    """Is this process (its number and terminal as bytes) a left-over of the command in work? OSError."""
-    top = b"/proc/" + pid + b"/"
-    return (int(pid) != os.getpid()
-            and any((place + b"/").startswith(work + b"/") for place in places_held_by(top))
-            and (terminal == b"0" or has_mark(top, mark)))
+# The disk, and what /proc tells
+
+def write_synced(path, data, mode=0o600):
+    """data (bytes) into a new file at path (bytes), on disk before this returns."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        view = memoryview(data)
+        while len(view):
+            view = view[os.write(fd, view):]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
-def places_held_by(top):
-    """The current directory, and what is open to write, of the process with the directory `top` below
-    /proc. OSError."""
-    yield os.readlink(top + b"cwd")
-    for fd in os.listdir(top + b"fd"):
-        try:
-            if os.lstat(top + b"fd/" + fd).st_mode & 0o200:
-                yield os.readlink(top + b"fd/" + fd)
-        except OSError:
-            pass                                       # closed meanwhile: no other one is missed for it
+def sync_path(path):
+    """The folder's entries, on disk before this returns (where the file system can: FUSE and CIFS may know no
+    fsync of directories)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(fd)
 
 
-def has_mark(top, mark):
-    """Is mark in the environment of the process with the directory `top` below /proc? OSError."""
-    for _turn in range(EXEC_LOOKS):
-        with open(top + b"environ", "rb") as text:
-            found = text.read()
-        if found or not in_exec(top):
-            break
-        time.sleep(0.001)
-    return mark in found.split(b"\0")
+def read_small(path):
+    """A file of /proc of at most 4096 bytes, with as few system calls as can be: there are many. OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
 
 
-def in_exec(top):
-    """Is it just becoming another program? For a moment it shows no environment then, also where it has one.
-    (Fields of /proc/PID/stat: a thread of the kernel has no memory, vsize; env_start, env_end.) OSError."""
-    words = stat_words(top)
-    return words[20] != b"0" and not words[47] == words[48] != b"0"
+@functools.lru_cache(maxsize=None)
+def boot_id():
+    """This boot of this host ('?' where /proc does not tell)."""
+    try:
+        return read_small("/proc/sys/kernel/random/boot_id").decode().strip()
+    except OSError:
+        return "?"
 
 
-def end_left_overs(work, since, mark, grace, first=0):
-    """Ends left_overs(): SIGTERM, after `grace` seconds SIGKILL. Returns (how many there were, the pids of
-    what does not end)."""
-    told, until = set(), time.monotonic() + grace
-    while True:
-        there, now = left_overs(work, since, mark, first), time.monotonic()
-        if not there or now > until + KILL_TRIES:
-            return len(told), sorted(pid for pid, start in there)
-        tell_to_end(there if now > until else there - told, now > until)
-        told |= there
-        time.sleep(0.05)
+def stat_of(pid):
+    """What /proc tells of a process: state, parent, session, terminal, start (ticks since boot), the signal
+    that its end sends, all as bytes. OSError."""
+    words = stat_words(b"/proc/%d/" % pid)
+    return words[0], words[1], words[3], words[4], words[19], words[35]
+
+
+def stat_words(top):
+    """The fields of /proc/PID/stat behind the name, for the directory `top` below /proc. OSError."""
+    return read_small(top + b"stat").rpartition(b") ")[2].split()
+
+
+def seconds_since(start):
+    """Seconds since a process began; start: as stat_of() has it."""
+    return time.clock_gettime(7) - int(start) / os.sysconf("SC_CLK_TCK")         # 7: seconds since boot
 # ==== end shared ====
 
 
@@ -9711,633 +9721,7 @@ BatchSystem = collections.namedtuple("BatchSystem", (
     "said"))                   # expression: lines of the job's own log about an end of the system's doing
 
 
-def slurm_submit(control, run, options):
-    """The argument vector that submits."""
-    return ["sbatch", "--parsable", "--comment=" + run] + options + [
-        "--no-requeue", "--job-name=mi-" + run, "--input=/dev/null",
-        "--output=%s/batch.log" % control.replace("%", "%%"), control + "/job"]
-
-
-SLURM_STATES = {               # all others: running, but what is requeued
-    "PENDING": "queued", "CONFIGURING": "queued", "SUSPENDED": "suspended", "STOPPED": "suspended",
-    "COMPLETED": "done", "BOOT_FAIL": "over", "CANCELLED": "over", "DEADLINE": "over", "FAILED": "over",
-    "LAUNCH_FAILED": "over", "NODE_FAIL": "over", "OUT_OF_MEMORY": "over", "PREEMPTED": "over",
-    "RECONFIG_FAIL": "over", "TIMEOUT": "over"}
-
-
-def slurm_read(text):
-    """Every JobSeen in what squeue or sacct answered. ValueError if it is neither's."""
-    found = []
-    for line in text.split("\n"):
-        row = re.match(r"(\d[^|\s]*)\|([A-Z_]+(?: [^|]*)?)\|([^|]*)\|([^|]*)\|(.*)", line)
-        if row is None:
-            if not found and not re.match(r"(CLUSTER: \S+)?\Z", line):
-                raise ValueError(line)                 # later on it is the rest of a name with line breaks
-            continue
-        job, state, node, reason, names = row.groups()
-        word, mark = state.split(" ")[0], re.search(RUN_MARK, names)
-        kind = SLURM_STATES.get(word, "queued" if "REQUEUE" in word else "running")
-        if kind == "queued" and re.search("[Hh]eld", reason):
-            kind = "held"
-        told = state if reason in ("", "None") else state + ", " + reason
-        found.append(JobSeen(job, mark and mark.group(), kind, node, told))
-    return found
-
-
-def pbs_name(run):
-    """The name of its job: short, for older ones allow 15 letters."""
-    return "mi_" + run[:8] + run[9:13]
-
-
-def pbs_submit(control, run, options):
-    """The argument vector that submits. Of several -v qsub takes the last. It wants ASCII paths (-o: "illegal
-    value"): where there is none, it reads the job from stdin, and what PBS writes into the job's log is told
-    by qstat alone."""
-    variables, rest = ["MI_RUN=" + run], []
-    for word in options:
-        if rest[-1:] == ["-v"]:
-            rest.pop()
-            variables.append(word)
-        elif word.startswith("-v") and len(word) > 2:
-            variables.append(word[2:])
-        else:
-            rest.append(word)
-    paths = [control + "/batch.log", control + "/job"] if re.match(r"[!-~ ]+\Z", control) else ["/dev/null"]
-    return ["qsub"] + rest + ["-N", pbs_name(run), "-v", ",".join(variables), "-r", "n", "-j", "oe", "-S",
-                              "/bin/sh", "-o"] + paths
-
-
-def user_name():
-    """This user's name; None if it has none."""
-    import pwd
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return None
-
-
-def is_ours(name):
-    """Is that owner of a job (USER@HOST, DOMAIN\\USER) we? True if nobody is named. A mark in another user's
-    job is no mark."""
-    me = user_name()
-    return (not name or me is None
-            or len({str(text).split("\\")[-1].split("@")[0].lower() for text in (name, me)}) == 1)
-
-
-# rows of qstat -f that nobody reads, and the one variable that is read
-PBS_ROWS = rb"\n +(?! |job_state|Job_Owner|Variable_List|comment|Hold_Types|exec_host|[Ee]xit_status)[^\n]*"
-PBS_MARK = rb"(\n +Variable_List = )(?:[^\n]*,)?(MI_RUN=[^,\n]*)[^\n]*"
-
-
-def pbs_trim(text):
-    """Of what qstat -f has said so far (bytes) what is read of the jobs that may be ours: a site's others are
-    many, and rows long."""
-    if b"\nJob Id:" not in text:
-        return text
-    first, *more = text.split(b"\nJob Id:")
-    parts = [first] + [part.replace(b"\r", b"").replace(b"\n\t", b"") for part in more[:-1]]
-    ours = [re.sub(PBS_MARK, rb"\1\2", re.sub(PBS_ROWS, b"", part))
-            for part in parts[1:] if b"MI_RUN=" in part]
-    return b"\nJob Id:".join([first] + ours + more[-1:])
-
-
-PBS_STATES = {"R": "running", "E": "running", "S": "suspended", "U": "suspended", "H": "held"}
-PBS_OVER = "CFX"               # (what is over is done with exit status 0); all others: queued
-
-
-def pbs_read(text):
-    """Every JobSeen in what qstat -f answered. ValueError if it is not that."""
-    if text.strip() and not text.lstrip().startswith("Job Id"):
-        raise ValueError(text)
-    parts = re.split(r"^Job Id:\s*", text.replace("\r", "").replace("\n\t", ""), flags=re.M)
-    return [pbs_job(part) for part in parts[1:]]
-
-
-def pbs_job(part):
-    """The JobSeen of one job's part of the answer. ValueError."""
-    number, *rows = part.split("\n")
-    told = dict(row.groups() for row in (re.match(r"\s+([A-Za-z_.]+) = (.*)", row) for row in rows) if row)
-    state, code = told.get("job_state", ""), told.get("Exit_status") or told.get("exit_status")
-    if not re.match(r"\d", number) or not re.match(r"[A-Z]\Z", state):
-        raise ValueError(part)
-    kind, words = PBS_STATES.get(state, "queued"), [state]
-    if state in PBS_OVER:
-        kind = "done" if code == "0" else "over"
-        words += ["exit status " + code] if code else []
-    words += [told["comment"]] if "comment" in told else []
-    if kind == "held" and "Hold_Types" in told:
-        words.append("held (%s)" % told["Hold_Types"])
-    mark = re.search(RUN_MARK, told.get("Variable_List", "")) if is_ours(told.get("Job_Owner")) else None
-    node = told.get("exec_host", "").split("/")[0]
-    return JobSeen(number.strip(), mark and mark.group(), kind, node, ", ".join(words))
-
-
-def condor_submit(control, run, options):
-    """The argument vector that submits, and the file that it reads."""
-    rows = ["universe = vanilla"] + options + [
-        "executable = %s/job" % control, "initialdir = " + control, "log = batch.events",
-        "output = batch.log", "error = batch.log", "should_transfer_files = NO", "notification = never",
-        "job_max_vacate_time = 30", '+MIRun = "%s"' % run, "batch_name = mi-" + run, "queue 1"]
-    if "$" in control:
-        raise ValueError("%s: HTCondor takes no $ in a path" % control)
-    write_synced(utf8(control) + b"/job.sub", utf8("\n".join(rows) + "\n"))
-    return ["condor_submit", "-terse", control + "/job.sub"]
-
-
-CONDOR_STATES = {              # JobStatus: (state, for people, where the reason stands); all others: running
-    1: ("queued", "idle", "LastRejMatchReason"), 2: ("running", "running", ""),
-    3: ("over", "removed", "RemoveReason"), 4: ("done", "completed", ""), 5: ("held", "held", "HoldReason"),
-    6: ("running", "transferring output", ""), 7: ("suspended", "suspended", "")}
-
-
-def condor_read(text):
-    """Every JobSeen in what condor_q or condor_history answered. ValueError if it is neither's."""
-    try:
-        entries = json.loads(text) if text.strip() else []
-        if isinstance(entries, list):
-            return [condor_job(entry) for entry in entries]
-    except (RecursionError, TypeError, KeyError, OverflowError):
-        pass
-    raise ValueError(text)
-
-
-def condor_job(entry):
-    """The JobSeen of one job's entry. ValueError, TypeError, KeyError, OverflowError."""
-    status, job = int(entry["JobStatus"]), "%d.%d" % (int(entry["ClusterId"]), int(entry["ProcId"]))
-    kind, word, why = CONDOR_STATES.get(status, ("running", "", ""))
-    if status == 3 and entry.get("RemoteHost"):        # it is being ended
-        kind = "running"
-    reason = str(entry.get(why, "")).strip()
-    node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
-    mark = re.fullmatch(RUN_MARK, str(entry.get("MIRun"))) if is_ours(entry.get("Owner")) else None
-    return JobSeen(job, mark and mark.group(), kind, node, word + (": " + reason if reason else ""))
-
-
-CONDOR_TELL = ["-json", "-attributes", "ClusterId,ProcId,JobStatus,Owner,MIRun,HoldReason,RemoveReason,"
-               "LastRejMatchReason,RemoteHost,LastRemoteHost"]
-BATCH_SYSTEMS = {
-    "slurm": BatchSystem(
-        programs="sbatch squeue scancel",
-        submit=slurm_submit,
-        number=r"^(\d+)(?:;\S*)?$",
-        ask=lambda jobs: ["squeue", "--noheader", "--states=all", "--user=%d" % os.geteuid(),
-                          "--format=%i|%T|%N|%r|%j|%k"],
-        past=lambda jobs: ["sacct", "-n", "-P", "-X", "-o", "JobID,State,NodeList,Reason,JobName", "-j",
-                           ",".join(jobs)],
-        ours=None,
-        one_line=[],
-        marks=None,
-        trim=None,
-        partial=r"(?!)",
-        read=slurm_read,
-        cancel=lambda job: ["scancel", job],
-        force=None,            # (its daemon kills after KillWait, whatever it is told meanwhile)
-        sure=r"PerJob|QOSMin|time limit is invalid|Partition(Time|Node)Limit",
-        away=r"contact slurm|timed out|refused|[Zz]ero [Bb]ytes|temporarily|[Ll]imit|too many|queue is full"
-             r"|not respond|Unable to connect|standby|inactive or drain|[Mm]unge|uthentication",
-        wrong=r"[Ii]nvalid|unrecognized|not available|not found|denied|[Uu]nable to open|exceeds",
-        line_options=False,
-        cluster=r"-M|--clusters?\b",
-        never=r"-W|--wait(?![\w-])|--test-only|-a|--array",
-        run=JOB_EXEC,
-        said=r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
-    "pbs": BatchSystem(
-        programs="qsub qstat qselect qdel",
-        submit=pbs_submit,
-        number=r"^(\d+(?:\[\])?(?:\.\S+)?)$",
-        ask=lambda jobs: ["qstat", "-f"] + jobs,
-        past=lambda jobs: ["qstat", "-x", "-f"] + jobs,
-        ours=lambda: ["qselect"] + (["-u", user_name()] if user_name() else []),
-        one_line=["-E"],
-        marks="ours",
-        trim=pbs_trim,
-        partial=r"qstat: (Unknown Job Id|.* has finished)",
-        read=pbs_read,
-        cancel=lambda job: ["qdel", job],
-        force=lambda job: ["qdel", "-W", "force", job],
-        sure=r"violates|exceeds .*resource limits",
-        away=r"onnect|timed out|busy|temporar|would exceed|[Mm]aximum number|End of File|[Ss]erver shutting"
-             r"|not enabled",
-        wrong=r"[Ii]llegal|[Uu]nknown|[Ii]nvalid|Unauthorized|not found|denied|too long|usage:",
-        line_options=False,
-        cluster=r"(?!)",
-        never=r"-[IJtz]|-W\n?(.*,)?block=",
-        run=JOB_EXEC,
-        said=r"=>> PBS: (.*)|.*(?:[Oo]om|memory|Killed by).*"),
-    "htcondor": BatchSystem(
-        programs="condor_submit condor_q condor_rm",
-        submit=condor_submit,
-        number=r"^(\d+\.\d+) - ",
-        ask=lambda jobs: ["condor_q"] + CONDOR_TELL + ["-constraint", "MIRun =!= undefined"],
-        past=lambda jobs: ["condor_history"] + CONDOR_TELL + [
-            "-limit", str(len(jobs)), "-constraint", " || ".join(map(condor_constraint, jobs))],
-        ours=None,
-        one_line=[],
-        marks="past",
-        trim=None,
-        partial=r"(?!)",
-        read=condor_read,
-        cancel=lambda job: ["condor_rm", job],
-        force=None,
-        sure=r"[Ss]ubmit requirement|SUBMIT_REQUIREMENT",
-        away=r"onnect|timed out|locate|find address|MAX_JOBS|Failed to commit",
-        wrong=r"[Pp]arse|not found|[Ii]nvalid|denied|No such",
-        line_options=True,
-        cluster=r"(?!)",
-        never=r"(?i:queue)\b",
-        run=JOB_WAIT,
-        said=r"(?!)"),
-}
-
-
-def condor_constraint(job):
-    """What picks a job by its mark, or its number."""
-    if re.match(RUN_MARK, job):
-        return 'MIRun == "%s"' % job
-    return "ClusterId == %s && ProcId == %s" % tuple(job.split("."))
-
-
-def changeable_options(text):
-    """batch_changeable: a line `NAME[=DEFAULT] OPTION-WITH-{} EXPRESSION` each, as [(name, default or None,
-    option, expression)]."""
-    found = []
-    for line in lines(text):
-        words = line.split(None, 2)
-        name, equals, default = words[0].partition("=")
-        good = len(words) == 3 and words[1].count("{}") == 1 and re.match(r"(-|\+?[A-Za-z_]+=)", words[1])
-        if not good or not re.match(r"[a-z_]+\Z", name):
-            raise ValueError(_("is not NAME OPTION-WITH-{} EXPRESSION: %s") % line)
-        if equals and not re.fullmatch(words[2], default):
-            raise ValueError(_("the default does not match the expression: %s") % line)
-        found.append((name, default if equals else None, words[1], re.compile(words[2])))
-    return found
-
-
-def submit_options(keys, words):
-    """(options of the submission, the words that are left): words `batch.NAME=VALUE` set what
-    batch_changeable lets them. ValueError."""
-    import shlex
-    given, rest, options = {}, [], []
-    for word in words:
-        found = re.match(r"batch\.([a-z_]+)=(.*)\Z", word) if keys["batch"] != "none" else None
-        if found is None:
-            rest.append(word)
-        else:
-            given[found.group(1)] = found.group(2)
-    whole_lines = keys["batch"] != "none" and BATCH_SYSTEMS[keys["batch"]].line_options
-    for line in keys["batch_options"]:
-        options += [line] if whole_lines else shlex.split(line)
-    options += changed_options(keys["batch_changeable"], given)
-    if keys["batch"] != "none":
-        check_options(keys["batch"], options)
-    return options, rest
-
-
-def changed_options(changeable, given):
-    """The options that the owner lets a request change (see changeable_options), with the values that are
-    given {name: text}, or their defaults. ValueError if one may not be set, or not to that."""
-    found = []
-    for name, default, option, expression in changeable:
-        value = given.pop(name, default)
-        if value is not None:
-            if not expression.fullmatch(value) or has_control_chars(value) or "$" in value:
-                raise ValueError(_("batch.%s may not be %s here") % (name, value))
-            found.append(option.replace("{}", value))
-    if given:
-        raise ValueError(_("batch.%s may not be set here") % sorted(given)[0])
-    return found
-
-
-def check_options(system, options):
-    """ValueError if with these options it were not one job that runs one command, found again by its
-    number."""
-    if any(re.match(BATCH_SYSTEMS[system].cluster, option) for option in options):
-        raise ValueError(_("which cluster it is, every program must know: env.SLURM_CLUSTERS = NAME, no"
-                           " --clusters"))
-    never = re.search(r"^(?:%s).*(\n(?!-).*)?" % BATCH_SYSTEMS[system].never, "\n".join(options), re.M)
-    if never:
-        raise ValueError(_("%s: one job that runs one command, and a submission that returns at once:"
-                           " nothing else can be used") % " ".join(never.group().split()))
-
-
-def missing_batch_program(system, env):
-    """The first of a batch system's programs that is not in the PATH of env, and what to do, for people; None
-    if all are there."""
-    import shutil
-    for program in BATCH_SYSTEMS[system].programs.split():
-        if not shutil.which(program, path=env.get("PATH", WRAPPER_PATH)):
-            return _("%s: not found in PATH: the batch system's own programs are needed on this host"
-                     " (env.PATH of its section in the ini; for ssh without a guard: `module load`, or PATH,"
-                     " at the top of ~/.bashrc there)") % program
-    return None
-
-
-def call_batch_program(words, env, stdin=subprocess.DEVNULL, keep=None):
-    """(exit code, stdout, stderr) of a batch system's own program; 127 if it is not there, None if it did not
-    answer in time, or without end. keep: see hear_batch_program()."""
-    try:
-        child = subprocess.Popen(
-            [utf8(word) for word in words], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={utf8(key): utf8(value) for key, value in env.items()}, cwd=b"/", start_new_session=True)
-    except OSError as error:
-        return 127, "", "%s: %s" % (words[0], error.strerror)
-    until = time.monotonic() + QUERY_TIME
-    with child.stdout, child.stderr:
-        out, err, code = hear_batch_program(child, until, keep)
-    try:
-        if code is not None:
-            code = child.wait(max(0.1, until - time.monotonic()))
-        else:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait(5)                              # on a file system that is away not even that ends it
-    except (subprocess.TimeoutExpired, PermissionError):
-        code = None
-    return code, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
-
-
-def hear_batch_program(child, until, keep):
-    """(stdout, stderr, 0) of a child when both are closed; (b"", why, None) if that is not so at `until`
-    (time.monotonic()), or it is too much. keep(stdout so far): what is wanted of that, for answers that are
-    long."""
-    poller, out, err, done = select.poll(), bytearray(), bytearray(), 0
-    into = {child.stdout.fileno(): out, child.stderr.fileno(): err}
-    for pipe in into:
-        poller.register(pipe, select.POLLIN)
-    while into:
-        ready = poller.poll(max(0, until - time.monotonic()) * 1000)
-        if not ready or time.monotonic() > until:
-            return b"", b"no answer", None
-        for pipe, _event in ready:
-            data = os.read(pipe, 65536)
-            into[pipe] += data
-            if not data:
-                poller.unregister(pipe)
-                del into[pipe]
-        del err[65536:]
-        if keep and len(out) - done > 1 << 20:
-            out[:] = keep(bytes(out))
-            done = len(out)
-        if len(out) > ANSWER_MOST:
-            return b"", b"an answer without end", None
-    return out, err, 0
-
-
-def batch_command_state(control):
-    """As command_state(), for a command that may run on another host: by its files alone. ready: not started
-    · running: detail its ProcessNote · ended: detail its exit code, None if it could not be started ·
-    stopped: it can never start."""
-    names = os.listdir(control)                        # over NFS this also asks for the newest
-    child = read_note(os.path.join(control, b"child"))
-    end = read_note(os.path.join(control, b"end")) if b"end" in names else None
-    if end is not None:
-        return "ended", exit_code(child, end)
-    if b"start" in names:
-        unknown = ProcessNote(0, "?", "?", "?", "", time.time())
-        return "running", child or read_note(os.path.join(control, b"start")) or unknown
-    return ("ready" if b"ready" in names else "stopped"), None
-
-
-def try_lock(lock):
-    """"" if this process has the lock of that open file now; LOCK_HELD if another one has it; else why there
-    are no locks."""
-    import fcntl
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return ""
-    except OSError as error:
-        return LOCK_HELD if error.errno in (errno.EAGAIN, errno.EACCES) else error.strerror
-
-
-def ended_oddly(control, code):
-    """May an end with this exit code be the batch system's doing: by a signal, or after the wrapper was told
-    to end?"""
-    return code in KILLED_CODES or os.path.exists(os.path.join(control, b"told"))
-
-
-class BatchQueue:
-    """What a batch system says of this user's jobs. However many threads and processes wait below a folder
-    (bytes), it is asked once in `poll` seconds, beside their waiting, and not at all when nobody waits: the
-    answer lies in a file of the folder."""
-
-    def __init__(self, folder, system, env):
-        self.system = system
-        self.table = BATCH_SYSTEMS[system]
-        self.folder = folder
-        self.env = dict(env, SQUEUE_FEDERATION="1")   # a federation's other clusters too; nothing to the rest
-        client = sorted(item for item in env.items() if CLIENT_ENV.match(item[0]))
-        name = "queue." + system + (".%08x" % binascii.crc32(utf8(repr(client))) if client else "")
-        self.path = os.path.join(folder, utf8(name))   # the last answer
-        self.stamp = None                              # inode and mtime of it, when it was read
-        self.known = {"tried": 0, "t": 0, "rows": []}  # what stands in it
-        self.rows = {}                                 # {job or mark: its JobSeen} of it
-        self.past = {}                                 # the same of jobs that the queue has forgotten
-        self.missed = set()                            # jobs (or marks) that the last answers do not name
-        self.turn = False                              # is the next query for these?
-        self.asking = False                            # does a thread of this process ask just now?
-        self.together = None        # does qstat know -E (one connection for all numbers)? None: not asked yet
-        self.lock = threading.Lock()
-        self.submitting = threading.Lock()             # one submission at a time
-
-    def load(self):
-        """Reads the answer's file if it is another one than before."""
-        try:
-            info = os.stat(self.path)
-            if (info.st_ino, info.st_mtime) == self.stamp:
-                return
-            known, found = read_answer(self.path)
-            self.known = dict(known, tried=float(known["tried"]), t=float(known["t"]))
-            self.stamp = info.st_ino, info.st_mtime
-            self.rows = {row.job: row for row in found}
-            found.sort(key=lambda row: row.state not in ("done", "over"))
-            self.rows.update((row.mark, row) for row in found if row.mark)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            pass                                       # not there yet, or broken: it is written anew
-
-    def seen(self, mark, job, poll):
-        """(time of the last answer, that job's JobSeen or None). Has the queue asked anew, beside, if it is
-        older than poll seconds."""
-        with self.lock:
-            self.load()
-            if not self.asking and self.due(poll):
-                self.asking = True
-                threading.Thread(target=self.ask, args=(poll,), daemon=True).start()
-            row = self.rows.get(mark) or self.rows.get(job)
-            if row is not None and row.mark not in (mark, None):
-                row = None                             # a number that was given again
-            return self.known["t"], row or self.past.get(job) or self.past.get(mark)
-
-    def due(self, poll):
-        """Is the last query older than that, or from the future (the clock was set back)?"""
-        return not 0 <= time.time() - self.known["tried"] < poll
-
-    def ask(self, poll):
-        """One query, or none if another process makes it just now. (Where there are no locks, each process
-        asks for itself.)"""
-        try:
-            with open(self.path + b".lock", "ab") as lock:
-                if try_lock(lock) == LOCK_HELD:
-                    return
-                with self.lock:
-                    self.load()
-                    missed, began = sorted(self.missed), time.time()
-                    # a query for those that vanished comes in place of one for all
-                    self.turn = bool(missed) and not self.turn
-                if self.due(poll):
-                    self.query(began, missed)
-        except OSError:
-            pass
-        finally:
-            self.asking = False
-
-    def query(self, began, missed):
-        """Asks for what is in the queue, or what became of those that are not."""
-        known = dict(self.known, tried=began, why="")
-        self.missed.clear()                            # whoever still misses one says so again
-        try:
-            found = self.jobs_seen(self.vanished(missed) if self.turn else self.numbers())
-            if self.turn:
-                self.past = {name: row for row in found if row.state in ("done", "over")
-                             for name in (row.mark, row.job) if name}
-            else:
-                known.update(t=began, rows=[list(row) for row in found])
-        except ValueError as error:
-            self.together = self.together and "invalid option" not in str(error)
-            known["why"] = printable(error)[:200]
-            log("debug", None, "queue", why=known["why"])
-        new = self.path + b".new"
-        with open(new, "wb") as out:
-            out.write(json.dumps(known).encode())
-        os.rename(new, self.path)
-
-    def jobs_seen(self, jobs):
-        """Every JobSeen of what the batch system answers about these (None: all); where it is asked by number
-        no others count. ValueError."""
-        answer = self.query_answer(self.query_words(jobs)) if jobs != [] else ""
-        ours = {job.split(".")[0] for job in jobs} if self.table.ours else ()
-        return [row._replace(job=row.job[:100], node=printable(row.node)[:100],
-                             text=printable(row.text)[:300])
-                for row in self.table.read(answer) if not ours or row.job.split(".")[0] in ours]
-
-    def query_answer(self, words):
-        """What a program of the batch system answered. ValueError with who said what, if it is no answer."""
-        code, out, err = call_batch_program(words, self.env, keep=self.table.trim)
-        said = (err.strip() or "?").splitlines()
-        if code is None or code and not all(re.match(self.table.partial, line) for line in said):
-            raise ValueError("%s: %s" % (words[0], " ".join(err.split())[:200] or "exit code %s" % code))
-        return out
-
-    def ask_ours(self):
-        """The argument vector that asks for this user's jobs, or, where one query is for all, for all."""
-        return self.table.ours() if self.table.ours else self.table.ask([])
-
-    def query_words(self, jobs):
-        """The argument vector of a query. A connection and a privileged port for each number, as qstat has it
-        without -E, lock others out."""
-        words = self.table.past(jobs) if self.turn else self.table.ask(jobs)
-        if not self.table.one_line or len(jobs) < 2:
-            return words
-        if self.together is None:                      # Torque's has no -E
-            code, out, err = call_batch_program(["qsub", "--version"], self.env)
-            self.together = None if code is None else "pbs_version" in out + err
-        return words[:1] + self.table.one_line * bool(self.together) + words[1:]
-
-    def vanished(self, missed):
-        """Of the names in missed (a job's number, or, if that is not known, its mark) those that may be asked
-        for."""
-        marks = [name for name in missed if re.match(RUN_MARK, name)]
-        jobs = [name for name in missed if name not in marks]
-        if self.table.marks == "past":
-            return jobs or marks
-        for mark in marks[:20] if self.table.marks == "ours" else ():
-            code, out, _err = call_batch_program(self.table.ours() + ["-x", "-N", pbs_name(mark)], self.env)
-            if code is None:
-                raise ValueError("qselect: no answer")
-            jobs += re.findall(r"^\d\S*$", out, re.M)
-        return jobs
-
-    def settled(self, control):
-        """Has its command ended, and not just now in a way that the queue may know more of?"""
-        try:
-            ended = time.time() - os.stat(os.path.join(control, b"end")).st_mtime
-        except OSError:
-            return False
-        return abs(ended) > PAST_ASKED or not ended_oddly(control, batch_command_state(control)[1])
-
-    def numbers(self):
-        """The jobs below the folder that have not ended, where the system is asked by number; all of this
-        user's if one's is not known. None where it is asked for all."""
-        found = []
-        if not self.table.ours:
-            return None
-        for name in os.listdir(self.folder):
-            control = os.path.join(self.folder, name)
-            if os.path.exists(os.path.join(control, b"batch")) and not self.settled(control):
-                job = read_batch(control)
-                if not job.get("job") or job.get("sent", 0) > 1:
-                    return re.findall(r"^\d\S*$", self.query_answer(self.ask_ours()), re.M)
-                found.append(job["job"])
-        return found
-
-
-def read_batch(control):
-    """What is known of a control directory's job (see BatchJob): {} if nothing was submitted, or nothing of
-    it can be read."""
-    try:
-        with open(os.path.join(control, b"batch"), "rb") as text:
-            found = json.loads(text.read().decode("utf-8"))
-        whole = ({"system", "run", "submit", "sent", "job", "t"} <= set(found)
-                 and found["system"] in BATCH_SYSTEMS)
-        return found if isinstance(found, dict) and whole else {}
-    except (OSError, ValueError, TypeError, RecursionError):
-        return {}
-
-
-def read_answer(path):
-    """(what a BatchQueue has noted, every JobSeen in it). OSError, ValueError, KeyError, TypeError,
-    RecursionError."""
-    with open(path, "rb") as text:
-        known = json.loads(text.read().decode("utf-8"))
-    return known, [JobSeen(*row) for row in known["rows"]]
-
-
-def batch_state(folder, control):
-    """(queued, running, stopped or ended, text for people) of a control directory's job below folder, as far
-    as is known without asking."""
-    state, detail = batch_command_state(control)
-    if state not in ("ready", "running"):
-        return state, ""
-    submission = read_batch(control)
-    row = seen_before(folder, submission)
-    if state == "running":
-        return state, running_on(detail.host, row)
-    why = row.text if row else submission.get("why", "")
-    return "queued", "queued" + (" (%s)" % why if why else "")
-
-
-def running_on(node, row):
-    """Where a job runs, for people; row: its JobSeen, or None."""
-    return "running on " + node + (" (%s)" % row.text if row and row.state == "suspended" else "")
-
-
-def seen_before(folder, submission):
-    """The JobSeen of a job in the last answers below folder, or None."""
-    found = None
-    for name in os.listdir(folder):
-        if name.startswith(utf8("queue." + submission["system"])) and not name.endswith((b".lock", b".new")):
-            try:
-                rows = read_answer(os.path.join(folder, name))[1]
-                found = [row for row in rows if row.mark == submission["run"]
-                         or row[:2] == (submission["job"], None)][0]
-            except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
-                pass                                   # it has not been asked yet
-    return found
-
-
-def is_later(when, then):
-    """Is an answer of `when` later than `then` (both time.time())? If `then` is to come, the clock was set
-    back: it may be."""
-    return when > then or then > time.time()
-
+# A job
 
 class BatchJob:
     """The job of one control directory (bytes). Its file `batch` (fsynced): run, submit = the argument
@@ -10641,6 +10025,646 @@ class BatchJob:
                 except OSError:
                     pass                               # a full disk: this process remembers it
         return bool(told) or not job
+
+
+def read_batch(control):
+    """What is known of a control directory's job (see BatchJob): {} if nothing was submitted, or nothing of
+    it can be read."""
+    try:
+        with open(os.path.join(control, b"batch"), "rb") as text:
+            found = json.loads(text.read().decode("utf-8"))
+        whole = ({"system", "run", "submit", "sent", "job", "t"} <= set(found)
+                 and found["system"] in BATCH_SYSTEMS)
+        return found if isinstance(found, dict) and whole else {}
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+
+
+def batch_command_state(control):
+    """As command_state(), for a command that may run on another host: by its files alone. ready: not started
+    · running: detail its ProcessNote · ended: detail its exit code, None if it could not be started ·
+    stopped: it can never start."""
+    names = os.listdir(control)                        # over NFS this also asks for the newest
+    child = read_note(os.path.join(control, b"child"))
+    end = read_note(os.path.join(control, b"end")) if b"end" in names else None
+    if end is not None:
+        return "ended", exit_code(child, end)
+    if b"start" in names:
+        unknown = ProcessNote(0, "?", "?", "?", "", time.time())
+        return "running", child or read_note(os.path.join(control, b"start")) or unknown
+    return ("ready" if b"ready" in names else "stopped"), None
+
+
+def batch_state(folder, control):
+    """(queued, running, stopped or ended, text for people) of a control directory's job below folder, as far
+    as is known without asking."""
+    state, detail = batch_command_state(control)
+    if state not in ("ready", "running"):
+        return state, ""
+    submission = read_batch(control)
+    row = seen_before(folder, submission)
+    if state == "running":
+        return state, running_on(detail.host, row)
+    why = row.text if row else submission.get("why", "")
+    return "queued", "queued" + (" (%s)" % why if why else "")
+
+
+def running_on(node, row):
+    """Where a job runs, for people; row: its JobSeen, or None."""
+    return "running on " + node + (" (%s)" % row.text if row and row.state == "suspended" else "")
+
+
+def seen_before(folder, submission):
+    """The JobSeen of a job in the last answers below folder, or None."""
+    found = None
+    for name in os.listdir(folder):
+        if name.startswith(utf8("queue." + submission["system"])) and not name.endswith((b".lock", b".new")):
+            try:
+                rows = read_answer(os.path.join(folder, name))[1]
+                found = [row for row in rows if row.mark == submission["run"]
+                         or row[:2] == (submission["job"], None)][0]
+            except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+                pass                                   # it has not been asked yet
+    return found
+
+
+def is_later(when, then):
+    """Is an answer of `when` later than `then` (both time.time())? If `then` is to come, the clock was set
+    back: it may be."""
+    return when > then or then > time.time()
+
+
+def ended_oddly(control, code):
+    """May an end with this exit code be the batch system's doing: by a signal, or after the wrapper was told
+    to end?"""
+    return code in KILLED_CODES or os.path.exists(os.path.join(control, b"told"))
+
+
+# The queue: one query for all jobs
+
+class BatchQueue:
+    """What a batch system says of this user's jobs. However many threads and processes wait below a folder
+    (bytes), it is asked once in `poll` seconds, beside their waiting, and not at all when nobody waits: the
+    answer lies in a file of the folder."""
+
+    def __init__(self, folder, system, env):
+        self.system = system
+        self.table = BATCH_SYSTEMS[system]
+        self.folder = folder
+        self.env = dict(env, SQUEUE_FEDERATION="1")   # a federation's other clusters too; nothing to the rest
+        client = sorted(item for item in env.items() if CLIENT_ENV.match(item[0]))
+        name = "queue." + system + (".%08x" % binascii.crc32(utf8(repr(client))) if client else "")
+        self.path = os.path.join(folder, utf8(name))   # the last answer
+        self.stamp = None                              # inode and mtime of it, when it was read
+        self.known = {"tried": 0, "t": 0, "rows": []}  # what stands in it
+        self.rows = {}                                 # {job or mark: its JobSeen} of it
+        self.past = {}                                 # the same of jobs that the queue has forgotten
+        self.missed = set()                            # jobs (or marks) that the last answers do not name
+        self.turn = False                              # is the next query for these?
+        self.asking = False                            # does a thread of this process ask just now?
+        self.together = None        # does qstat know -E (one connection for all numbers)? None: not asked yet
+        self.lock = threading.Lock()
+        self.submitting = threading.Lock()             # one submission at a time
+
+    def load(self):
+        """Reads the answer's file if it is another one than before."""
+        try:
+            info = os.stat(self.path)
+            if (info.st_ino, info.st_mtime) == self.stamp:
+                return
+            known, found = read_answer(self.path)
+            self.known = dict(known, tried=float(known["tried"]), t=float(known["t"]))
+            self.stamp = info.st_ino, info.st_mtime
+            self.rows = {row.job: row for row in found}
+            found.sort(key=lambda row: row.state not in ("done", "over"))
+            self.rows.update((row.mark, row) for row in found if row.mark)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            pass                                       # not there yet, or broken: it is written anew
+
+    def seen(self, mark, job, poll):
+        """(time of the last answer, that job's JobSeen or None). Has the queue asked anew, beside, if it is
+        older than poll seconds."""
+        with self.lock:
+            self.load()
+            if not self.asking and self.due(poll):
+                self.asking = True
+                threading.Thread(target=self.ask, args=(poll,), daemon=True).start()
+            row = self.rows.get(mark) or self.rows.get(job)
+            if row is not None and row.mark not in (mark, None):
+                row = None                             # a number that was given again
+            return self.known["t"], row or self.past.get(job) or self.past.get(mark)
+
+    def due(self, poll):
+        """Is the last query older than that, or from the future (the clock was set back)?"""
+        return not 0 <= time.time() - self.known["tried"] < poll
+
+    def ask(self, poll):
+        """One query, or none if another process makes it just now. (Where there are no locks, each process
+        asks for itself.)"""
+        try:
+            with open(self.path + b".lock", "ab") as lock:
+                if try_lock(lock) == LOCK_HELD:
+                    return
+                with self.lock:
+                    self.load()
+                    missed, began = sorted(self.missed), time.time()
+                    # a query for those that vanished comes in place of one for all
+                    self.turn = bool(missed) and not self.turn
+                if self.due(poll):
+                    self.query(began, missed)
+        except OSError:
+            pass
+        finally:
+            self.asking = False
+
+    def query(self, began, missed):
+        """Asks for what is in the queue, or what became of those that are not."""
+        known = dict(self.known, tried=began, why="")
+        self.missed.clear()                            # whoever still misses one says so again
+        try:
+            found = self.jobs_seen(self.vanished(missed) if self.turn else self.numbers())
+            if self.turn:
+                self.past = {name: row for row in found if row.state in ("done", "over")
+                             for name in (row.mark, row.job) if name}
+            else:
+                known.update(t=began, rows=[list(row) for row in found])
+        except ValueError as error:
+            self.together = self.together and "invalid option" not in str(error)
+            known["why"] = printable(error)[:200]
+            log("debug", None, "queue", why=known["why"])
+        new = self.path + b".new"
+        with open(new, "wb") as out:
+            out.write(json.dumps(known).encode())
+        os.rename(new, self.path)
+
+    def jobs_seen(self, jobs):
+        """Every JobSeen of what the batch system answers about these (None: all); where it is asked by number
+        no others count. ValueError."""
+        answer = self.query_answer(self.query_words(jobs)) if jobs != [] else ""
+        ours = {job.split(".")[0] for job in jobs} if self.table.ours else ()
+        return [row._replace(job=row.job[:100], node=printable(row.node)[:100],
+                             text=printable(row.text)[:300])
+                for row in self.table.read(answer) if not ours or row.job.split(".")[0] in ours]
+
+    def query_answer(self, words):
+        """What a program of the batch system answered. ValueError with who said what, if it is no answer."""
+        code, out, err = call_batch_program(words, self.env, keep=self.table.trim)
+        said = (err.strip() or "?").splitlines()
+        if code is None or code and not all(re.match(self.table.partial, line) for line in said):
+            raise ValueError("%s: %s" % (words[0], " ".join(err.split())[:200] or "exit code %s" % code))
+        return out
+
+    def ask_ours(self):
+        """The argument vector that asks for this user's jobs, or, where one query is for all, for all."""
+        return self.table.ours() if self.table.ours else self.table.ask([])
+
+    def query_words(self, jobs):
+        """The argument vector of a query. A connection and a privileged port for each number, as qstat has it
+        without -E, lock others out."""
+        words = self.table.past(jobs) if self.turn else self.table.ask(jobs)
+        if not self.table.one_line or len(jobs) < 2:
+            return words
+        if self.together is None:                      # Torque's has no -E
+            code, out, err = call_batch_program(["qsub", "--version"], self.env)
+            self.together = None if code is None else "pbs_version" in out + err
+        return words[:1] + self.table.one_line * bool(self.together) + words[1:]
+
+    def vanished(self, missed):
+        """Of the names in missed (a job's number, or, if that is not known, its mark) those that may be asked
+        for."""
+        marks = [name for name in missed if re.match(RUN_MARK, name)]
+        jobs = [name for name in missed if name not in marks]
+        if self.table.marks == "past":
+            return jobs or marks
+        for mark in marks[:20] if self.table.marks == "ours" else ():
+            code, out, _err = call_batch_program(self.table.ours() + ["-x", "-N", pbs_name(mark)], self.env)
+            if code is None:
+                raise ValueError("qselect: no answer")
+            jobs += re.findall(r"^\d\S*$", out, re.M)
+        return jobs
+
+    def settled(self, control):
+        """Has its command ended, and not just now in a way that the queue may know more of?"""
+        try:
+            ended = time.time() - os.stat(os.path.join(control, b"end")).st_mtime
+        except OSError:
+            return False
+        return abs(ended) > PAST_ASKED or not ended_oddly(control, batch_command_state(control)[1])
+
+    def numbers(self):
+        """The jobs below the folder that have not ended, where the system is asked by number; all of this
+        user's if one's is not known. None where it is asked for all."""
+        found = []
+        if not self.table.ours:
+            return None
+        for name in os.listdir(self.folder):
+            control = os.path.join(self.folder, name)
+            if os.path.exists(os.path.join(control, b"batch")) and not self.settled(control):
+                job = read_batch(control)
+                if not job.get("job") or job.get("sent", 0) > 1:
+                    return re.findall(r"^\d\S*$", self.query_answer(self.ask_ours()), re.M)
+                found.append(job["job"])
+        return found
+
+
+def read_answer(path):
+    """(what a BatchQueue has noted, every JobSeen in it). OSError, ValueError, KeyError, TypeError,
+    RecursionError."""
+    with open(path, "rb") as text:
+        known = json.loads(text.read().decode("utf-8"))
+    return known, [JobSeen(*row) for row in known["rows"]]
+
+
+def try_lock(lock):
+    """"" if this process has the lock of that open file now; LOCK_HELD if another one has it; else why there
+    are no locks."""
+    import fcntl
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return ""
+    except OSError as error:
+        return LOCK_HELD if error.errno in (errno.EAGAIN, errno.EACCES) else error.strerror
+
+
+def call_batch_program(words, env, stdin=subprocess.DEVNULL, keep=None):
+    """(exit code, stdout, stderr) of a batch system's own program; 127 if it is not there, None if it did not
+    answer in time, or without end. keep: see hear_batch_program()."""
+    try:
+        child = subprocess.Popen(
+            [utf8(word) for word in words], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={utf8(key): utf8(value) for key, value in env.items()}, cwd=b"/", start_new_session=True)
+    except OSError as error:
+        return 127, "", "%s: %s" % (words[0], error.strerror)
+    until = time.monotonic() + QUERY_TIME
+    with child.stdout, child.stderr:
+        out, err, code = hear_batch_program(child, until, keep)
+    try:
+        if code is not None:
+            code = child.wait(max(0.1, until - time.monotonic()))
+        else:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait(5)                              # on a file system that is away not even that ends it
+    except (subprocess.TimeoutExpired, PermissionError):
+        code = None
+    return code, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
+
+
+def hear_batch_program(child, until, keep):
+    """(stdout, stderr, 0) of a child when both are closed; (b"", why, None) if that is not so at `until`
+    (time.monotonic()), or it is too much. keep(stdout so far): what is wanted of that, for answers that are
+    long."""
+    poller, out, err, done = select.poll(), bytearray(), bytearray(), 0
+    into = {child.stdout.fileno(): out, child.stderr.fileno(): err}
+    for pipe in into:
+        poller.register(pipe, select.POLLIN)
+    while into:
+        ready = poller.poll(max(0, until - time.monotonic()) * 1000)
+        if not ready or time.monotonic() > until:
+            return b"", b"no answer", None
+        for pipe, _event in ready:
+            data = os.read(pipe, 65536)
+            into[pipe] += data
+            if not data:
+                poller.unregister(pipe)
+                del into[pipe]
+        del err[65536:]
+        if keep and len(out) - done > 1 << 20:
+            out[:] = keep(bytes(out))
+            done = len(out)
+        if len(out) > ANSWER_MOST:
+            return b"", b"an answer without end", None
+    return out, err, 0
+
+
+def missing_batch_program(system, env):
+    """The first of a batch system's programs that is not in the PATH of env, and what to do, for people; None
+    if all are there."""
+    import shutil
+    for program in BATCH_SYSTEMS[system].programs.split():
+        if not shutil.which(program, path=env.get("PATH", WRAPPER_PATH)):
+            return _("%s: not found in PATH: the batch system's own programs are needed on this host"
+                     " (env.PATH of its section in the ini; for ssh without a guard: `module load`, or PATH,"
+                     " at the top of ~/.bashrc there)") % program
+    return None
+
+
+# What a job is submitted with
+
+def check_options(system, options):
+    """ValueError if with these options it were not one job that runs one command, found again by its
+    number."""
+    if any(re.match(BATCH_SYSTEMS[system].cluster, option) for option in options):
+        raise ValueError(_("which cluster it is, every program must know: env.SLURM_CLUSTERS = NAME, no"
+                           " --clusters"))
+    never = re.search(r"^(?:%s).*(\n(?!-).*)?" % BATCH_SYSTEMS[system].never, "\n".join(options), re.M)
+    if never:
+        raise ValueError(_("%s: one job that runs one command, and a submission that returns at once:"
+                           " nothing else can be used") % " ".join(never.group().split()))
+
+
+def submit_options(keys, words):
+    """(options of the submission, the words that are left): words `batch.NAME=VALUE` set what
+    batch_changeable lets them. ValueError."""
+    import shlex
+    given, rest, options = {}, [], []
+    for word in words:
+        found = re.match(r"batch\.([a-z_]+)=(.*)\Z", word) if keys["batch"] != "none" else None
+        if found is None:
+            rest.append(word)
+        else:
+            given[found.group(1)] = found.group(2)
+    whole_lines = keys["batch"] != "none" and BATCH_SYSTEMS[keys["batch"]].line_options
+    for line in keys["batch_options"]:
+        options += [line] if whole_lines else shlex.split(line)
+    options += changed_options(keys["batch_changeable"], given)
+    if keys["batch"] != "none":
+        check_options(keys["batch"], options)
+    return options, rest
+
+
+def changeable_options(text):
+    """batch_changeable: a line `NAME[=DEFAULT] OPTION-WITH-{} EXPRESSION` each, as [(name, default or None,
+    option, expression)]."""
+    found = []
+    for line in lines(text):
+        words = line.split(None, 2)
+        name, equals, default = words[0].partition("=")
+        good = len(words) == 3 and words[1].count("{}") == 1 and re.match(r"(-|\+?[A-Za-z_]+=)", words[1])
+        if not good or not re.match(r"[a-z_]+\Z", name):
+            raise ValueError(_("is not NAME OPTION-WITH-{} EXPRESSION: %s") % line)
+        if equals and not re.fullmatch(words[2], default):
+            raise ValueError(_("the default does not match the expression: %s") % line)
+        found.append((name, default if equals else None, words[1], re.compile(words[2])))
+    return found
+
+
+def changed_options(changeable, given):
+    """The options that the owner lets a request change (see changeable_options), with the values that are
+    given {name: text}, or their defaults. ValueError if one may not be set, or not to that."""
+    found = []
+    for name, default, option, expression in changeable:
+        value = given.pop(name, default)
+        if value is not None:
+            if not expression.fullmatch(value) or has_control_chars(value) or "$" in value:
+                raise ValueError(_("batch.%s may not be %s here") % (name, value))
+            found.append(option.replace("{}", value))
+    if given:
+        raise ValueError(_("batch.%s may not be set here") % sorted(given)[0])
+    return found
+
+
+def user_name():
+    """This user's name; None if it has none."""
+    import pwd
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return None
+
+
+def is_ours(name):
+    """Is that owner of a job (USER@HOST, DOMAIN\\USER) we? True if nobody is named. A mark in another user's
+    job is no mark."""
+    me = user_name()
+    return (not name or me is None
+            or len({str(text).split("\\")[-1].split("@")[0].lower() for text in (name, me)}) == 1)
+
+
+# Slurm
+
+def slurm_submit(control, run, options):
+    """The argument vector that submits."""
+    return ["sbatch", "--parsable", "--comment=" + run] + options + [
+        "--no-requeue", "--job-name=mi-" + run, "--input=/dev/null",
+        "--output=%s/batch.log" % control.replace("%", "%%"), control + "/job"]
+
+
+SLURM_STATES = {               # all others: running, but what is requeued
+    "PENDING": "queued", "CONFIGURING": "queued", "SUSPENDED": "suspended", "STOPPED": "suspended",
+    "COMPLETED": "done", "BOOT_FAIL": "over", "CANCELLED": "over", "DEADLINE": "over", "FAILED": "over",
+    "LAUNCH_FAILED": "over", "NODE_FAIL": "over", "OUT_OF_MEMORY": "over", "PREEMPTED": "over",
+    "RECONFIG_FAIL": "over", "TIMEOUT": "over"}
+
+
+def slurm_read(text):
+    """Every JobSeen in what squeue or sacct answered. ValueError if it is neither's."""
+    found = []
+    for line in text.split("\n"):
+        row = re.match(r"(\d[^|\s]*)\|([A-Z_]+(?: [^|]*)?)\|([^|]*)\|([^|]*)\|(.*)", line)
+        if row is None:
+            if not found and not re.match(r"(CLUSTER: \S+)?\Z", line):
+                raise ValueError(line)                 # later on it is the rest of a name with line breaks
+            continue
+        job, state, node, reason, names = row.groups()
+        word, mark = state.split(" ")[0], re.search(RUN_MARK, names)
+        kind = SLURM_STATES.get(word, "queued" if "REQUEUE" in word else "running")
+        if kind == "queued" and re.search("[Hh]eld", reason):
+            kind = "held"
+        told = state if reason in ("", "None") else state + ", " + reason
+        found.append(JobSeen(job, mark and mark.group(), kind, node, told))
+    return found
+
+
+# PBS
+
+def pbs_submit(control, run, options):
+    """The argument vector that submits. Of several -v qsub takes the last. It wants ASCII paths (-o: "illegal
+    value"): where there is none, it reads the job from stdin, and what PBS writes into the job's log is told
+    by qstat alone."""
+    variables, rest = ["MI_RUN=" + run], []
+    for word in options:
+        if rest[-1:] == ["-v"]:
+            rest.pop()
+            variables.append(word)
+        elif word.startswith("-v") and len(word) > 2:
+            variables.append(word[2:])
+        else:
+            rest.append(word)
+    paths = [control + "/batch.log", control + "/job"] if re.match(r"[!-~ ]+\Z", control) else ["/dev/null"]
+    return ["qsub"] + rest + ["-N", pbs_name(run), "-v", ",".join(variables), "-r", "n", "-j", "oe", "-S",
+                              "/bin/sh", "-o"] + paths
+
+
+def pbs_name(run):
+    """The name of its job: short, for older ones allow 15 letters."""
+    return "mi_" + run[:8] + run[9:13]
+
+
+# rows of qstat -f that nobody reads, and the one variable that is read
+PBS_ROWS = rb"\n +(?! |job_state|Job_Owner|Variable_List|comment|Hold_Types|exec_host|[Ee]xit_status)[^\n]*"
+PBS_MARK = rb"(\n +Variable_List = )(?:[^\n]*,)?(MI_RUN=[^,\n]*)[^\n]*"
+
+
+def pbs_trim(text):
+    """Of what qstat -f has said so far (bytes) what is read of the jobs that may be ours: a site's others are
+    many, and rows long."""
+    if b"\nJob Id:" not in text:
+        return text
+    first, *more = text.split(b"\nJob Id:")
+    parts = [first] + [part.replace(b"\r", b"").replace(b"\n\t", b"") for part in more[:-1]]
+    ours = [re.sub(PBS_MARK, rb"\1\2", re.sub(PBS_ROWS, b"", part))
+            for part in parts[1:] if b"MI_RUN=" in part]
+    return b"\nJob Id:".join([first] + ours + more[-1:])
+
+
+PBS_STATES = {"R": "running", "E": "running", "S": "suspended", "U": "suspended", "H": "held"}
+PBS_OVER = "CFX"               # (what is over is done with exit status 0); all others: queued
+
+
+def pbs_read(text):
+    """Every JobSeen in what qstat -f answered. ValueError if it is not that."""
+    if text.strip() and not text.lstrip().startswith("Job Id"):
+        raise ValueError(text)
+    parts = re.split(r"^Job Id:\s*", text.replace("\r", "").replace("\n\t", ""), flags=re.M)
+    return [pbs_job(part) for part in parts[1:]]
+
+
+def pbs_job(part):
+    """The JobSeen of one job's part of the answer. ValueError."""
+    number, *rows = part.split("\n")
+    told = dict(row.groups() for row in (re.match(r"\s+([A-Za-z_.]+) = (.*)", row) for row in rows) if row)
+    state, code = told.get("job_state", ""), told.get("Exit_status") or told.get("exit_status")
+    if not re.match(r"\d", number) or not re.match(r"[A-Z]\Z", state):
+        raise ValueError(part)
+    kind, words = PBS_STATES.get(state, "queued"), [state]
+    if state in PBS_OVER:
+        kind = "done" if code == "0" else "over"
+        words += ["exit status " + code] if code else []
+    words += [told["comment"]] if "comment" in told else []
+    if kind == "held" and "Hold_Types" in told:
+        words.append("held (%s)" % told["Hold_Types"])
+    mark = re.search(RUN_MARK, told.get("Variable_List", "")) if is_ours(told.get("Job_Owner")) else None
+    node = told.get("exec_host", "").split("/")[0]
+    return JobSeen(number.strip(), mark and mark.group(), kind, node, ", ".join(words))
+
+
+# HTCondor
+
+def condor_submit(control, run, options):
+    """The argument vector that submits, and the file that it reads."""
+    rows = ["universe = vanilla"] + options + [
+        "executable = %s/job" % control, "initialdir = " + control, "log = batch.events",
+        "output = batch.log", "error = batch.log", "should_transfer_files = NO", "notification = never",
+        "job_max_vacate_time = 30", '+MIRun = "%s"' % run, "batch_name = mi-" + run, "queue 1"]
+    if "$" in control:
+        raise ValueError("%s: HTCondor takes no $ in a path" % control)
+    write_synced(utf8(control) + b"/job.sub", utf8("\n".join(rows) + "\n"))
+    return ["condor_submit", "-terse", control + "/job.sub"]
+
+
+CONDOR_STATES = {              # JobStatus: (state, for people, where the reason stands); all others: running
+    1: ("queued", "idle", "LastRejMatchReason"), 2: ("running", "running", ""),
+    3: ("over", "removed", "RemoveReason"), 4: ("done", "completed", ""), 5: ("held", "held", "HoldReason"),
+    6: ("running", "transferring output", ""), 7: ("suspended", "suspended", "")}
+CONDOR_TELL = ["-json", "-attributes", "ClusterId,ProcId,JobStatus,Owner,MIRun,HoldReason,RemoveReason,"
+               "LastRejMatchReason,RemoteHost,LastRemoteHost"]
+
+
+def condor_read(text):
+    """Every JobSeen in what condor_q or condor_history answered. ValueError if it is neither's."""
+    try:
+        entries = json.loads(text) if text.strip() else []
+        if isinstance(entries, list):
+            return [condor_job(entry) for entry in entries]
+    except (RecursionError, TypeError, KeyError, OverflowError):
+        pass
+    raise ValueError(text)
+
+
+def condor_job(entry):
+    """The JobSeen of one job's entry. ValueError, TypeError, KeyError, OverflowError."""
+    status, job = int(entry["JobStatus"]), "%d.%d" % (int(entry["ClusterId"]), int(entry["ProcId"]))
+    kind, word, why = CONDOR_STATES.get(status, ("running", "", ""))
+    if status == 3 and entry.get("RemoteHost"):        # it is being ended
+        kind = "running"
+    reason = str(entry.get(why, "")).strip()
+    node = str(entry.get("RemoteHost") or entry.get("LastRemoteHost") or "").partition("@")[2]
+    mark = re.fullmatch(RUN_MARK, str(entry.get("MIRun"))) if is_ours(entry.get("Owner")) else None
+    return JobSeen(job, mark and mark.group(), kind, node, word + (": " + reason if reason else ""))
+
+
+def condor_constraint(job):
+    """What picks a job by its mark, or its number."""
+    if re.match(RUN_MARK, job):
+        return 'MIRun == "%s"' % job
+    return "ClusterId == %s && ProcId == %s" % tuple(job.split("."))
+
+
+# The systems
+
+BATCH_SYSTEMS = {
+    "slurm": BatchSystem(
+        programs="sbatch squeue scancel",
+        submit=slurm_submit,
+        number=r"^(\d+)(?:;\S*)?$",
+        ask=lambda jobs: ["squeue", "--noheader", "--states=all", "--user=%d" % os.geteuid(),
+                          "--format=%i|%T|%N|%r|%j|%k"],
+        past=lambda jobs: ["sacct", "-n", "-P", "-X", "-o", "JobID,State,NodeList,Reason,JobName", "-j",
+                           ",".join(jobs)],
+        ours=None,
+        one_line=[],
+        marks=None,
+        trim=None,
+        partial=r"(?!)",
+        read=slurm_read,
+        cancel=lambda job: ["scancel", job],
+        force=None,            # (its daemon kills after KillWait, whatever it is told meanwhile)
+        sure=r"PerJob|QOSMin|time limit is invalid|Partition(Time|Node)Limit",
+        away=r"contact slurm|timed out|refused|[Zz]ero [Bb]ytes|temporarily|[Ll]imit|too many|queue is full"
+             r"|not respond|Unable to connect|standby|inactive or drain|[Mm]unge|uthentication",
+        wrong=r"[Ii]nvalid|unrecognized|not available|not found|denied|[Uu]nable to open|exceeds",
+        line_options=False,
+        cluster=r"-M|--clusters?\b",
+        never=r"-W|--wait(?![\w-])|--test-only|-a|--array",
+        run=JOB_EXEC,
+        said=r"slurmstepd\S*: (?:error: )?(.*\*\*\*.*|.*memory.*|.*oom.*)"),
+    "pbs": BatchSystem(
+        programs="qsub qstat qselect qdel",
+        submit=pbs_submit,
+        number=r"^(\d+(?:\[\])?(?:\.\S+)?)$",
+        ask=lambda jobs: ["qstat", "-f"] + jobs,
+        past=lambda jobs: ["qstat", "-x", "-f"] + jobs,
+        ours=lambda: ["qselect"] + (["-u", user_name()] if user_name() else []),
+        one_line=["-E"],
+        marks="ours",
+        trim=pbs_trim,
+        partial=r"qstat: (Unknown Job Id|.* has finished)",
+        read=pbs_read,
+        cancel=lambda job: ["qdel", job],
+        force=lambda job: ["qdel", "-W", "force", job],
+        sure=r"violates|exceeds .*resource limits",
+        away=r"onnect|timed out|busy|temporar|would exceed|[Mm]aximum number|End of File|[Ss]erver shutting"
+             r"|not enabled",
+        wrong=r"[Ii]llegal|[Uu]nknown|[Ii]nvalid|Unauthorized|not found|denied|too long|usage:",
+        line_options=False,
+        cluster=r"(?!)",
+        never=r"-[IJtz]|-W\n?(.*,)?block=",
+        run=JOB_EXEC,
+        said=r"=>> PBS: (.*)|.*(?:[Oo]om|memory|Killed by).*"),
+    "htcondor": BatchSystem(
+        programs="condor_submit condor_q condor_rm",
+        submit=condor_submit,
+        number=r"^(\d+\.\d+) - ",
+        ask=lambda jobs: ["condor_q"] + CONDOR_TELL + ["-constraint", "MIRun =!= undefined"],
+        past=lambda jobs: ["condor_history"] + CONDOR_TELL + [
+            "-limit", str(len(jobs)), "-constraint", " || ".join(map(condor_constraint, jobs))],
+        ours=None,
+        one_line=[],
+        marks="past",
+        trim=None,
+        partial=r"(?!)",
+        read=condor_read,
+        cancel=lambda job: ["condor_rm", job],
+        force=None,
+        sure=r"[Ss]ubmit requirement|SUBMIT_REQUIREMENT",
+        away=r"onnect|timed out|locate|find address|MAX_JOBS|Failed to commit",
+        wrong=r"[Pp]arse|not found|[Ii]nvalid|denied|No such",
+        line_options=True,
+        cluster=r"(?!)",
+        never=r"(?i:queue)\b",
+        run=JOB_WAIT,
+        said=r"(?!)"),
+}
 # ==== end shared ====
 
 
