@@ -2254,6 +2254,7 @@ def check_png(source):
 BLOCK = 32                     # bytes of a piece of whatever it is
 PIECES_MOST = 2000000          # pieces in one index
 NUMBER = re.compile(rb"[-+]?(?:\d+\.?\d*|\.\d+)(?:[ed][-+]?\d+)?")
+SHORT, SHORT_ONES = b"short lines", 12 # so many different ones of them in one window are found
 RUN = 6                        # numbers in a row, or in a column, of
 FORM = "{:.3e}".format         # 4 digits each
 
@@ -2267,9 +2268,9 @@ class Pieces:
                        for place in range(8)]
 
     def sums(self, text):
-        """The sum of each piece: a number of 64 bits that is not 0."""
-        for piece in itertools.chain(self.blocks(text), lines_of(text), numbers_of(text)):
-            yield int.from_bytes(self.seal(piece).digest(), "little") or 1
+        """(kind, sum) of each piece; the sum is a number of 64 bits that is not 0."""
+        for kind, piece in itertools.chain(self.blocks(text), lines_of(text), numbers_of(text)):
+            yield kind, int.from_bytes(self.seal(kind + piece).digest(), "little") or 1
 
     def blocks(self, text):
         """Blocks of bytes. Where they begin is chosen by 8 bytes there (about each eighth place), wherever in
@@ -2280,15 +2281,17 @@ class Pieces:
         for chosen in re.finditer(rb"[\0-\x1f]", mixed.to_bytes(len(text), "little")):
             block = text[chosen.start():chosen.start() + BLOCK]
             if len(set(block)) >= 8 and len(block) == BLOCK:
-                yield block
+                yield b"bytes", block
 
 
 def lines_of(text):
-    """Lines of some length, however they are indented."""
+    """Lines of some length, however they are indented; and short ones with numbers, which count together."""
     for line in text.lower().splitlines():
         line = b" ".join(line.split())
         if len(line) >= 16 and len(set(line)) >= 8:
-            yield b"line " + line
+            yield b"line", line
+        elif len(line) >= 10 and len(line.translate(None, b"0123456789")) <= len(line) - 6:
+            yield SHORT, line
 
 
 def numbers_of(text):
@@ -2304,7 +2307,7 @@ def numbers_of(text):
         for row in group if 3 <= count <= 20 else ():
             names = list(map(FORM, row))
             if digits_of(names) >= 10:
-                yield ("row " + " ".join(names)).encode()
+                yield b"row", " ".join(names).encode()
 
 
 def runs_of_numbers(values):
@@ -2314,9 +2317,9 @@ def runs_of_numbers(values):
     for at in range(len(values) - RUN + 1):
         run, between = names[at:at + RUN], ratios[at:at + RUN - 1]
         if digits_of(run) >= 12 and not is_even(values[at:at + RUN]):
-            yield ("run " + " ".join(run)).encode()
+            yield b"run", " ".join(run).encode()
             if digits_of(between) >= 14 and "" not in between:
-                yield ("ratios " + " ".join(between)).encode()
+                yield b"ratios", " ".join(between).encode()
 
 
 def digits_of(names):
@@ -2365,13 +2368,15 @@ class Index:
 
     def look(self, text, place):
         """Hit if a piece of a secret is in this text."""
-        table, mask = self.table, self.head["slots"] - 1
-        for number in self.pieces.sums(text):
+        table, mask, short = self.table, self.head["slots"] - 1, set()
+        for kind, number in self.pieces.sums(text):
             at = number & mask
-            while table[at]:
-                if table[at] == number:
-                    raise Hit("deny_pieces %s: behind %s" % (self.path, place))
+            while table[at] and table[at] != number:
                 at = at + 1 & mask
+            if table[at] and kind == SHORT:
+                short.add(number)
+            if table[at] and (kind != SHORT or len(short) >= SHORT_ONES):
+                raise Hit("deny_pieces %s: %s behind %s" % (self.path, kind.decode(), place))
 
 
 class Gatherer(Scan):
@@ -2385,7 +2390,7 @@ class Gatherer(Scan):
 
     def look_at(self, window, start, place, depth, last):
         for encoding, text in views_of(window, start):
-            self.found.update(self.pieces.sums(text))
+            self.found.update(number for kind, number in self.pieces.sums(text))
         if len(self.found) > PIECES_MOST:
             raise Hit("more than %d pieces: an index is of smaller secrets" % PIECES_MOST)
         return Scan.look_at(self, window, start, place, depth, last)

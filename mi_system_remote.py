@@ -12,6 +12,7 @@ usage: mi_system_remote.py poll [--once] [--drain] [--jobs N] [--idle-exit SECON
                                                 why it is there; figures; takes nothing new until resume
        mi_system_remote.py outbox | resend ID | release ID | refuse ID --reason TEXT    results that wait
        mi_system_remote.py try COMMAND [FILE...]     runs one of the list on files of this host, without relay
+       mi_system_remote.py scan FILE... | what-leaves ID|DIR      what the rules say of these, before they leave
        mi_system_remote.py check [--upgrade] | bundle FILE      is all well here; packs what support needs
        mi_system_remote.py unit [--once | --timer | --cloud-init]     prints a systemd unit, or what it needs
        mi_system_remote.py login [USER] | enroll | hello SITE     a token: by password, by a kit's code; a trial
@@ -48,7 +49,7 @@ contents (grep -n '^# ====' prints them with their lines):
   the poller                    what its threads share, slots, room on the disk
   the line to the relay         asking for work, heartbeats
   a person's words              list, show, explain, outbox, release, metrics, pause, check, unit
-  trying a command              `try`: the gate's own way, without a relay
+  trying a command              `try`, `scan`, `what-leaves`: the gate's own way, without a relay
   start and command line
   what the ini may say
   fielded                       a relay of before ("v1"), the manual's words
@@ -2260,6 +2261,7 @@ def check_png(source):
 BLOCK = 32                     # bytes of a piece of whatever it is
 PIECES_MOST = 2000000          # pieces in one index
 NUMBER = re.compile(rb"[-+]?(?:\d+\.?\d*|\.\d+)(?:[ed][-+]?\d+)?")
+SHORT, SHORT_ONES = b"short lines", 12 # so many different ones of them in one window are found
 RUN = 6                        # numbers in a row, or in a column, of
 FORM = "{:.3e}".format         # 4 digits each
 
@@ -2273,9 +2275,9 @@ class Pieces:
                        for place in range(8)]
 
     def sums(self, text):
-        """The sum of each piece: a number of 64 bits that is not 0."""
-        for piece in itertools.chain(self.blocks(text), lines_of(text), numbers_of(text)):
-            yield int.from_bytes(self.seal(piece).digest(), "little") or 1
+        """(kind, sum) of each piece; the sum is a number of 64 bits that is not 0."""
+        for kind, piece in itertools.chain(self.blocks(text), lines_of(text), numbers_of(text)):
+            yield kind, int.from_bytes(self.seal(kind + piece).digest(), "little") or 1
 
     def blocks(self, text):
         """Blocks of bytes. Where they begin is chosen by 8 bytes there (about each eighth place), wherever in
@@ -2286,15 +2288,17 @@ class Pieces:
         for chosen in re.finditer(rb"[\0-\x1f]", mixed.to_bytes(len(text), "little")):
             block = text[chosen.start():chosen.start() + BLOCK]
             if len(set(block)) >= 8 and len(block) == BLOCK:
-                yield block
+                yield b"bytes", block
 
 
 def lines_of(text):
-    """Lines of some length, however they are indented."""
+    """Lines of some length, however they are indented; and short ones with numbers, which count together."""
     for line in text.lower().splitlines():
         line = b" ".join(line.split())
         if len(line) >= 16 and len(set(line)) >= 8:
-            yield b"line " + line
+            yield b"line", line
+        elif len(line) >= 10 and len(line.translate(None, b"0123456789")) <= len(line) - 6:
+            yield SHORT, line
 
 
 def numbers_of(text):
@@ -2310,7 +2314,7 @@ def numbers_of(text):
         for row in group if 3 <= count <= 20 else ():
             names = list(map(FORM, row))
             if digits_of(names) >= 10:
-                yield ("row " + " ".join(names)).encode()
+                yield b"row", " ".join(names).encode()
 
 
 def runs_of_numbers(values):
@@ -2320,9 +2324,9 @@ def runs_of_numbers(values):
     for at in range(len(values) - RUN + 1):
         run, between = names[at:at + RUN], ratios[at:at + RUN - 1]
         if digits_of(run) >= 12 and not is_even(values[at:at + RUN]):
-            yield ("run " + " ".join(run)).encode()
+            yield b"run", " ".join(run).encode()
             if digits_of(between) >= 14 and "" not in between:
-                yield ("ratios " + " ".join(between)).encode()
+                yield b"ratios", " ".join(between).encode()
 
 
 def digits_of(names):
@@ -2371,13 +2375,15 @@ class Index:
 
     def look(self, text, place):
         """Hit if a piece of a secret is in this text."""
-        table, mask = self.table, self.head["slots"] - 1
-        for number in self.pieces.sums(text):
+        table, mask, short = self.table, self.head["slots"] - 1, set()
+        for kind, number in self.pieces.sums(text):
             at = number & mask
-            while table[at]:
-                if table[at] == number:
-                    raise Hit("deny_pieces %s: behind %s" % (self.path, place))
+            while table[at] and table[at] != number:
                 at = at + 1 & mask
+            if table[at] and kind == SHORT:
+                short.add(number)
+            if table[at] and (kind != SHORT or len(short) >= SHORT_ONES):
+                raise Hit("deny_pieces %s: %s behind %s" % (self.path, kind.decode(), place))
 
 
 class Gatherer(Scan):
@@ -2391,7 +2397,7 @@ class Gatherer(Scan):
 
     def look_at(self, window, start, place, depth, last):
         for encoding, text in views_of(window, start):
-            self.found.update(self.pieces.sums(text))
+            self.found.update(number for kind, number in self.pieces.sums(text))
         if len(self.found) > PIECES_MOST:
             raise Hit("more than %d pieces: an index is of smaller secrets" % PIECES_MOST)
         return Scan.look_at(self, window, start, place, depth, last)
@@ -5262,11 +5268,102 @@ def cmd_try(options, settings, ini):
     found = next(run.collect_until_steady(settings["outbound"], run.leaving_kinds()))
     run.close_trees()
     code = code_of_try(end, found)
-    told.update(exit_code=code, command_exit_code=end["exit_code"], reason=end["reason"],
-                leaves={one.name: one.size for one in itertools.chain(found.found, found.folders)},
-                stays=run.stays, verdicts=found.verdicts)
+    told.update(report_of(found, run.stays), exit_code=code, command_exit_code=end["exit_code"],
+                reason=end["reason"])
     print(json_of(told)) if options.json else show_try(told)
     return code
+
+
+def report_of(found, stays):
+    """What a Collector and its notes {name: why} say: {"leaves": {name: bytes}, "held", "stays": {name: why},
+    "verdicts"}."""
+    leaves = {one.name: one.size for one in itertools.chain(found.found, found.folders)
+              if one.name not in found.held}
+    return {"leaves": leaves, "held": found.held, "verdicts": found.verdicts,
+            "stays": {name: why for name, why in stays.items() if name not in found.held}}
+
+
+def cmd_scan(options, settings, ini):
+    """scan: what the rules say of files of this host. 65 if one would not leave; --index: makes an index of
+    them."""
+    if options.index:
+        return write_index(options.index, options.file, sum(options.but, []))
+    told = {"leaves": {}, "held": {}, "stays": {}, "verdicts": Verdicts()}
+    for word in options.file:
+        add_scanned(told, dict(settings["outbound"], dry_run=False), word)
+    return tell_what_leaves(told, options.json)
+
+
+def add_scanned(told, rules, word):
+    """Adds to report_of() what the rules say of the file, or of all below the directory, `word`. 66 if it is
+    not there."""
+    path, stays = os.path.realpath(utf8(word)), {}
+    if not os.path.exists(path):
+        raise Stop(EX_NOINPUT, _("%s is not a file that can be read") % shown(path))
+    tree = ResultTree(path if os.path.isdir(path) else os.path.dirname(path))
+    found = Collector(rules, lambda name, why, aloud: stays.update({name: why}))
+    if tree.path == path:
+        found.take_matching(tree, ["**", ".**"])
+    else:
+        found.take_named(tree, [os.path.basename(path).decode("utf-8", "surrogateescape")])
+    for key, part in report_of(found.in_order(), stays).items():
+        for name, what in part.items() if key != "verdicts" else ():
+            told[key][os.path.join(word, name) if tree.path == path else word] = what
+    tree.close()
+
+
+def cmd_what_leaves(options, settings, ini):
+    """what-leaves: the same of a whole calculation (of one that runs, as if it ended now), or of what lies in
+    a directory. 65 if something would not leave."""
+    if os.path.isdir(utf8(options.what)):
+        told = {"leaves": {}, "held": {}, "stays": {}, "verdicts": Verdicts()}
+        add_scanned(told, dict(settings["outbound"], dry_run=False), options.what)
+        return tell_what_leaves(told, options.json)
+    stays, base = {}, open_base(settings["poller"]["calc_base"])
+    run = calc_named(base, options.what).run
+    run.gate = Gate(os.path.join(base, b".mi"), commands_of(ini or INI_NAME, settings))
+    run.note_stay = lambda name, why, aloud: stays.update({name: why})
+    if not run.last("ended"):
+        run.journal.entries.append({"what": "ended", "whole": True, "reason": ""})
+    found = run.collect(dict(settings["outbound"], dry_run=False), run.leaving_kinds())
+    run.close_trees()
+    return tell_what_leaves(report_of(found, stays), options.json)
+
+
+def tell_what_leaves(told, as_json):
+    """Prints report_of(). 65 if something would not leave."""
+    if as_json:
+        print(json_of(told))
+    else:
+        show_what_leaves(told)
+    return EX_DATA if told["held"] or told["stays"] or told["verdicts"] else 0
+
+
+def show_what_leaves(told):
+    """report_of() for people."""
+    for name, length in sorted(told["leaves"].items()):
+        print(_("would leave: %s (%d bytes)") % (printable(name), length))
+    for name, why in sorted(told["held"].items()):
+        print(_("would be held for a person: %s (%s)") % (printable(name), printable(why)))
+    for name, why in sorted(told["stays"].items()):
+        print(_("stays here: %s (%s)") % (printable(name), printable(why)))
+
+
+def write_index(goal, names, samples):
+    """Writes an index of the pieces of secret files, for deny_pieces. 65 if one cannot be looked into, or they
+    are too large."""
+    paths = [[os.path.realpath(utf8(name)).decode("utf-8", "surrogateescape") for name in group]
+             for group in (names, samples)]
+    content = looking()[1]
+    try:
+        data, count = content["make_index"](*paths)
+    except (content["Hit"], content["Held"]) as error:
+        raise Stop(EX_DATA, str(error))
+    fresh = utf8(goal) + b".new"
+    write_synced(fresh, data)
+    os.rename(fresh, utf8(goal))
+    print(_("%s: %d pieces, %d bytes; deny_pieces names it") % (printable(goal), count, len(data)))
+    return 0
 
 
 def order_to_try(options, commands):
@@ -5329,10 +5426,7 @@ def show_try(told):
         print(_("the command has no exit code of its own: %s") % printable(told["reason"]))
     else:
         print(_("the command ended with %d (its own exit code)") % told["command_exit_code"])
-    for name, length in sorted(told["leaves"].items()):
-        print(_("would leave: %s (%d bytes)") % (printable(name), length))
-    for name, why in sorted(told["stays"].items()):
-        print(_("stays here: %s (%s)") % (printable(name), printable(why)))
+    show_what_leaves(told)
     if told["exit_code"] == EX_DATA != told["command_exit_code"]:
         print(_("a workflow would end with 65: what was asked for is not complete"))
 
@@ -10832,6 +10926,9 @@ OPTIONS = {
     "--param": dict(default="", metavar="TEXT",
                     help="parameters of the command, where the external computer allows them"),
     "--out": dict(nargs="+", action="append", default=[], metavar="RESULT", help="what it is to make"),
+    "--index": dict(metavar="INDEX", help="the index that is made, of mode 0600"),
+    "--but": dict(nargs="+", action="append", default=[], metavar="SAMPLE",
+                  help="files that may leave: what is in them, too, is left out of the index"),
     "--watch": dict(action="store_true", help="again and again, in place on a terminal, until Ctrl+C"),
     "--all": dict(action="store_true", help="no line is left out"),
     "--unseen": dict(action="store_true", help="also if nobody has looked at it with `show`"),
@@ -10885,6 +10982,14 @@ SUBCOMMANDS = {
             " calculation, without a relay: its argument vector and directory, how it ends, what would leave,"
             " what would stay and by which rule. FILE is FILE, NAME=PATH, or DIR/.",
             "try fatigue_life steel.json loads.csv --param '12 fine'", "--param --out"),
+    "scan": (cmd_scan, "FILE...",
+             "What [outbound] says of files (or of all below a directory): would they leave, be held, or stay,"
+             " by which rule. --index INDEX: makes an index of these secret files for deny_pieces.",
+             "scan --index /etc/mi_distcomp/steel.pieces steel.csv", "--index --but"),
+    "what-leaves": (cmd_what_leaves, "WHAT",
+                    "The same for all that a calculation (WHAT: its ID) was asked for, as if it ended now if it"
+                    " runs, or for a directory (WHAT).",
+                    "what-leaves d6d9c05a", ""),
     "hello": (cmd_hello, "SITE",
               "For trying, as a command of the ini: reads the inputs, says their names, sizes and sums, and"
               " makes hello.txt of it.",
@@ -11202,6 +11307,19 @@ JA = {                         # what a person reads, in Japanese
     "the command has no exit code of its own: %s": "コマンド自身の終了コードはありません: %s",
     "the command ended with %d (its own exit code)": "コマンドの終了コードは %d です (コマンド自身のもの)",
     "would leave: %s (%d bytes)": "送られるもの: %s (%d バイト)",
+    "would be held for a person: %s (%s)": "担当者の承認まで保留されるもの: %s (%s)",
+    "%s: %d pieces, %d bytes; deny_pieces names it": "%s: 断片 %d 個、%d バイト。deny_pieces に書いてください",
+    "the index that is made, of mode 0600": "作る索引 (モード 0600)",
+    "files that may leave: what is in them, too, is left out of the index":
+        "出してよいファイル: その中にもある断片は索引に入れません",
+    "What [outbound] says of files (or of all below a directory): would they leave, be held, or stay,"
+    " by which rule. --index INDEX: makes an index of these secret files for deny_pieces.":
+        "ファイル (ディレクトリならその下すべて) について [outbound] の判定を示します: 出る、保留、残る、その規則。"
+        "--index INDEX は、これらの秘密のファイルの索引を deny_pieces 用に作ります。",
+    "The same for all that a calculation (WHAT: its ID) was asked for, as if it ended now if it"
+    " runs, or for a directory (WHAT).":
+        "計算 (WHAT はその ID) に求められたもの全部について同じことを示します。実行中なら今終わったものとします。"
+        "WHAT はディレクトリでも構いません。",
     "stays here: %s (%s)": "ここに残るもの: %s (%s)",
     "a workflow would end with 65: what was asked for is not complete":
         "ワークフロー側なら 65 で終わります。求めたものがそろっていません",
