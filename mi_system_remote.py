@@ -2274,12 +2274,13 @@ class Pieces:
         self.tables = [bytes(sorted(range(256), key=lambda byte: self.seal(bytes([place, byte])).digest()))
                        for place in range(8)]
 
-    def sums(self, text):
-        """(kind, sum) of each piece; the sum is a number of 64 bits that is not 0."""
-        for kind, piece in itertools.chain(self.blocks(text), lines_of(text), numbers_of(text)):
+    def sums(self, text, rich=False):
+        """(kind, sum) of each piece; the sum is a number of 64 bits that is not 0. rich: of those that tell
+        enough to stand in an index."""
+        for kind, piece in itertools.chain(self.blocks(text, rich), lines_of(text), numbers_of(text, rich)):
             yield kind, int.from_bytes(self.seal(kind + piece).digest(), "little") or 1
 
-    def blocks(self, text):
+    def blocks(self, text, rich):
         """Blocks of bytes. Where they begin is chosen by 8 bytes there (about each eighth place), wherever in
         a file these stand: of what was copied the same ones are chosen."""
         mixed = 0
@@ -2287,7 +2288,7 @@ class Pieces:
             mixed ^= int.from_bytes(text.translate(table), "little") >> 8 * place
         for chosen in re.finditer(rb"[\0-\x1f]", mixed.to_bytes(len(text), "little")):
             block = text[chosen.start():chosen.start() + BLOCK]
-            if len(set(block)) >= 8 and len(block) == BLOCK:
+            if not rich or len(set(block)) >= 8 and len(block) == BLOCK:
                 yield b"bytes", block
 
 
@@ -2301,32 +2302,33 @@ def lines_of(text):
             yield SHORT, line
 
 
-def numbers_of(text):
+def numbers_of(text, rich):
     """Runs of numbers, however they are written: along the text, down each column, as rows; and, for other
     units, the ratios of neighbours."""
     rows = [[float(word.replace(b"d", b"e")) + 0.0 for word in NUMBER.findall(line)]
             for line in text.lower().splitlines()]
-    yield from runs_of_numbers(list(itertools.chain(*rows)))
+    yield from runs_of_numbers(list(itertools.chain(*rows)), rich)
     for count, group in itertools.groupby(rows, len):
         group = list(group) if count > 1 else []
         for column in zip(*group) if len(group) >= RUN else ():
-            yield from runs_of_numbers(column)
+            yield from runs_of_numbers(column, rich)
         for row in group if 3 <= count <= 20 else ():
             names = list(map(FORM, row))
-            if digits_of(names) >= 10:
+            if not rich or digits_of(names) >= 10:
                 yield b"row", " ".join(names).encode()
 
 
-def runs_of_numbers(values):
-    """Runs of six that tell enough, and their five ratios."""
+def runs_of_numbers(values, rich):
+    """Runs of six, and their five ratios."""
     names = list(map(FORM, values))
     ratios = [FORM(second / first) if first else "" for first, second in zip(values, values[1:])]
     for at in range(len(values) - RUN + 1):
         run, between = names[at:at + RUN], ratios[at:at + RUN - 1]
-        if digits_of(run) >= 12 and not is_even(values[at:at + RUN]):
-            yield b"run", " ".join(run).encode()
-            if digits_of(between) >= 14 and "" not in between:
-                yield b"ratios", " ".join(between).encode()
+        if rich and (digits_of(run) < 12 or is_even(values[at:at + RUN])):
+            continue
+        yield b"run", " ".join(run).encode()
+        if not rich or digits_of(between) >= 14 and "" not in between:
+            yield b"ratios", " ".join(between).encode()
 
 
 def digits_of(names):
@@ -2397,7 +2399,7 @@ class Gatherer(Scan):
 
     def look_at(self, window, start, place, depth, last):
         for encoding, text in views_of(window, start):
-            self.found.update(number for kind, number in self.pieces.sums(text))
+            self.found.update(number for kind, number in self.pieces.sums(text, rich=True))
         if len(self.found) > PIECES_MOST:
             raise Hit("more than %d pieces: an index is of smaller secrets" % PIECES_MOST)
         return Scan.look_at(self, window, start, place, depth, last)
@@ -5350,8 +5352,8 @@ def show_what_leaves(told):
 
 
 def write_index(goal, names, samples):
-    """Writes an index of the pieces of secret files, for deny_pieces. 65 if one cannot be looked into, or they
-    are too large."""
+    """Writes an index of the pieces of secret files, for deny_pieces. 65 if one cannot be looked into, or
+    they are too large."""
     paths = [[os.path.realpath(utf8(name)).decode("utf-8", "surrogateescape") for name in group]
              for group in (names, samples)]
     content = looking()[1]
@@ -10983,12 +10985,12 @@ SUBCOMMANDS = {
             " what would stay and by which rule. FILE is FILE, NAME=PATH, or DIR/.",
             "try fatigue_life steel.json loads.csv --param '12 fine'", "--param --out"),
     "scan": (cmd_scan, "FILE...",
-             "What [outbound] says of files (or of all below a directory): would they leave, be held, or stay,"
-             " by which rule. --index INDEX: makes an index of these secret files for deny_pieces.",
+             "What [outbound] says of files (or of all below a directory): would they leave, be held, or"
+             " stay, by which rule. --index INDEX: makes an index of these secret files for deny_pieces.",
              "scan --index /etc/mi_distcomp/steel.pieces steel.csv", "--index --but"),
     "what-leaves": (cmd_what_leaves, "WHAT",
-                    "The same for all that a calculation (WHAT: its ID) was asked for, as if it ended now if it"
-                    " runs, or for a directory (WHAT).",
+                    "The same for all that a calculation (WHAT: its ID) was asked for, as if it ended now if"
+                    " it runs, or for a directory (WHAT).",
                     "what-leaves d6d9c05a", ""),
     "hello": (cmd_hello, "SITE",
               "For trying, as a command of the ini: reads the inputs, says their names, sizes and sums, and"
