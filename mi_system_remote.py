@@ -1494,7 +1494,7 @@ class GateRun:
         job = self.job = self.job or self.batch_job(read_batch(self.control)["system"])
         why = (self.last("stopping") or {"why": ""})["why"]
         while True:
-            job.tells_log = "logs" in self.leaving_kinds()
+            job.tells_log = {"logs", "hold"} & self.leaving_kinds() == {"logs"}
             state, detail = job.current_state()
             if state in ("ended", "lost"):
                 return state, detail, why or (job.why if state == "ended" else "")
@@ -2646,7 +2646,8 @@ class Hold:
         note = self.note()
         word = self.read(b"decided") if note else None
         if note and word is None and limit and time.time() > note["since"] + limit:
-            word = self.decide("refused", "hold_for", "")
+            with contextlib.suppress(Stop):            # a person is at it, just now
+                word = self.decide("refused", "hold_for", "")
         return word if word and word.get("manifest") == note["manifest"] else None
 
     def pending(self, limit):
@@ -2694,10 +2695,14 @@ class Hold:
         note, rows = self.note(), self.read(b"files")
         return rows if note and rows and manifest_sum(note["run"], rows) == note["manifest"] else None
 
+    def has_copies(self):
+        """Are the copies there (still)? A result that a restored relay wants once more has none any more."""
+        return os.path.exists(self.path(b"000000"))
+
     def results(self, tree_of, copy=True):
         """[Result] of the files that are held: copies, or (also without `copy`) where the command left them.
         tree_of(folder): its ResultTree. ValueError if nobody knows any more what was held. OSError."""
-        rows, copy = self.rows(), copy and self.note()["copy"]
+        rows, copy = self.rows(), copy and self.has_copies()
         if rows is None:
             raise ValueError("held/files is not what held/note is about")
         if copy:
@@ -2760,6 +2765,8 @@ class Hold:
             fault(what + " unsaid")
             os.rename(self.path(b"decided.new"), self.path(b"decided"))
             sync_path(self.folder)
+            log("info", note["run"], "7 " + what, by=by, manifest=note["manifest"],
+                **({"reason": reason} if reason else {}))
             fault(what + " said")
             return word
 
@@ -2857,6 +2864,8 @@ def what_leaves(run, rules, kinds):
             raise Held(hold.note()["since"])
         found = hold.collector(lambda: run.collect(rules, kinds), rules, run.note_stay, run.tree)
         if found is not None:
+            word = hold.decision(0)
+            log("info", run.ident, "7 by a person's word", what=word["what"], by=word["by"])
             run.count_kept(found)
             yield found
         run.close_trees()
@@ -2953,7 +2962,6 @@ def say_word(name, hold, what, reason):
     word = hold.decide(what, by, reason)
     if (word["what"], word["by"], word["reason"]) != (what, by, reason):
         must_wait(name, hold, 0)
-    log("info", name, "7 " + what, by=by, manifest=word["manifest"], **({"reason": reason} if reason else {}))
 
 
 # What a person sees

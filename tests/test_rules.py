@@ -227,7 +227,7 @@ def left(door, folder, ini, names):
     with open(os.path.join(control, "journal"), "w") as out:
         out.write(json.dumps({"t": time.time(), "boot": "b", "step": 6, "what": "ended", "exit_code": 0, "reason": "", "whole": True}) + "\n")
     calc = module.Calculation(rules["base"], ident, order)
-    found = calc.run.collect(rules["outbound"], module.leaving_kinds({"after_stop": ""}, False))
+    found = calc.run.collect(rules["outbound"], module.leaving_kinds({"after_stop": "", "hold": False}, False))
     calc.run.close_trees()
     return {result.name for result in found.found} - set(module.LOG_NAMES)
 
