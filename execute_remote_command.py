@@ -2601,7 +2601,7 @@ VIEW_WIDTH = 300               # characters of a line without --all
 COMPARED_LINES = 5000          # of texts with more it is only said that they differ
 
 
-class Held(Exception):
+class WaitsForPerson(Exception):
     """Nothing leaves of a run: it waits for a person. since: seconds since the epoch."""
 
     def __init__(self, since):
@@ -2850,11 +2850,11 @@ def copies_made(results, folder):
 
 def what_leaves(run, rules, kinds):
     """Collectors, one after the other, as long as what leaves of a GateRun changes while it is sent: as its
-    rules and a person let it out. Held, if a person has to say so first."""
+    rules and a person let it out. WaitsForPerson, if one has to say so first."""
     hold = Hold(run.control)
     while hold.note():
         if hold.decision(rules["hold_for"]) is None:
-            raise Held(hold.note()["since"])
+            raise WaitsForPerson(hold.note()["since"])
         found = hold.collector(lambda: run.collect(rules, kinds), rules, run.note_stay, run.tree)
         if found is not None:
             word = hold.decision(0)
@@ -2871,7 +2871,7 @@ def what_leaves(run, rules, kinds):
             hold.make(run.ident, run.name, run.order["command"], found)
         except ValueError:                             # collect_until_steady() knows what has changed
             continue
-        raise Held(hold.note()["since"])
+        raise WaitsForPerson(hold.note()["since"])
 
 
 # A person's words
@@ -3296,7 +3296,7 @@ def held_now(place):
     """The control directory of a run. If that is over, and no runner has asked for its results yet, they are
     held now, where they are to be."""
     asked = place.has(b"held") or place.has(b"fetched") or place.state()["state"] not in OVER
-    if not asked and ("hold" in place.let_out() or place.rules["outbound"]["deny_content"]):
+    if not asked and ("hold" in place.let_out() or has_content_rules(place.rules["outbound"])):
         try:
             results = JudgedResults(place)
             results.collect(False)
@@ -6363,8 +6363,9 @@ class Runner:
         person."""
         try:
             found = self.line.list_results(self.order["mode"] == "fielded")
-            if "held" in found.verdicts:
-                raise self.held(self.line.session.ask("state").answer("state"))
+            told = self.line.session.ask("state").answer("state") if "held" in found.verdicts else {}
+            if told.get("held") is not None:
+                raise self.held(told)
             return found
         except Declined as error:
             if error.code in ("gone", "state") and self.record.steps["ended"]["state"].startswith("lost"):

@@ -2608,7 +2608,7 @@ VIEW_WIDTH = 300               # characters of a line without --all
 COMPARED_LINES = 5000          # of texts with more it is only said that they differ
 
 
-class Held(Exception):
+class WaitsForPerson(Exception):
     """Nothing leaves of a run: it waits for a person. since: seconds since the epoch."""
 
     def __init__(self, since):
@@ -2857,11 +2857,11 @@ def copies_made(results, folder):
 
 def what_leaves(run, rules, kinds):
     """Collectors, one after the other, as long as what leaves of a GateRun changes while it is sent: as its
-    rules and a person let it out. Held, if a person has to say so first."""
+    rules and a person let it out. WaitsForPerson, if one has to say so first."""
     hold = Hold(run.control)
     while hold.note():
         if hold.decision(rules["hold_for"]) is None:
-            raise Held(hold.note()["since"])
+            raise WaitsForPerson(hold.note()["since"])
         found = hold.collector(lambda: run.collect(rules, kinds), rules, run.note_stay, run.tree)
         if found is not None:
             word = hold.decision(0)
@@ -2878,7 +2878,7 @@ def what_leaves(run, rules, kinds):
             hold.make(run.ident, run.name, run.order["command"], found)
         except ValueError:                             # collect_until_steady() knows what has changed
             continue
-        raise Held(hold.note()["since"])
+        raise WaitsForPerson(hold.note()["since"])
 
 
 # A person's words
@@ -3138,7 +3138,7 @@ class Carrier:
         while True:
             try:
                 self.carry_out(page)
-            except Held:
+            except WaitsForPerson:
                 return self.poller.park(self.calc, self.relay)
             except OSError as error:                  # a full or broken disk: the journal says where to go on
                 wait, self.calc.why = (0 if error.errno in FULL_WORDS and give_reserve(self.poller.base)
@@ -3379,7 +3379,7 @@ class Carrier:
             fault("end told")
             try:
                 self.send_results()
-            except Held as held:
+            except WaitsForPerson as held:
                 self.tell_end(int(held.since))
                 raise
 
