@@ -14,6 +14,7 @@ shared: gate, shared: watch, the doors of the gate, and the keeper.
     execute_remote_command.py guard [--key NAME] [--print-key-line KEYFILE]    external computer, in authorized_keys
     execute_remote_command.py guard outbox | guard show ID | guard release ID | guard refuse ID --reason TEXT
                                         at its terminal: what is held for a person
+    execute_remote_command.py audit verify [--witness HEAD] | audit report [--since TIME] [--csv]    there: what left
 
 HOST is a word of ~/.ssh/config, which decides port, user, key, jump host and proxy. CMD is a command line for the shell
 there (with a guard: the word of a [command NAME], and arguments). Everything that CMD leaves in its directory comes back
@@ -34,6 +35,7 @@ contents (grep -n '^# ====' prints them with their lines):
   shared: watch                 one run, from its order to what may leave of it
   shared: content               what is looked for in all that leaves
   shared: hold                  what waits for a person there, and his word
+  shared: audit                 what was done and what left, chained
   the doors of the gate         guard and far: requests and answers over ssh
   the keeper                    what must go on there while nobody is connected
   how the door far comes there  brought once, by a text for any log-in shell
@@ -223,7 +225,10 @@ def gate_keys():
                            "the whole name, a directory, or any part, in any case; blanks between them"),
             "hold": (flag, False, "yes: what any command leaves waits until a person on this host says so"),
             "hold_for": (seconds, 14 * 86400.0, "what waits for a person is refused after so long; 0: never"),
-            "keep_refused": (seconds, 30 * 86400.0, "what was kept from leaving stays so long at least")},
+            "keep_refused": (seconds, 30 * 86400.0, "what was kept from leaving stays so long at least"),
+            "audit_log": (str, "",
+                          "what was done and what left, chained: see `audit`; default: .mi/audit.log in"
+                          " calc_base, or in [ssh guard] base")},
             **content_keys())}
 
 
@@ -860,6 +865,7 @@ class Collector:
         self.kept_by_name = {}
         self.held = {}                                 # {name: why} of those that wait for a person
         self.hold_all = False                          # do all?
+        self.kept_by_rule = collections.Counter()      # {key of the rule: how many}
         self.named = ()                                # what was asked for by name
         self.scanner = Scanner(rules) if has_content_rules(rules) else None
         self.has_rules = bool(self.scanner or rules["deny_names"] or rules["allow_names"] != ["*"])
@@ -870,6 +876,8 @@ class Collector:
         self.note(name, str(stays), by_name)
         if stays.code == "missing" and not by_name:    # it went meanwhile, or is a link to nothing
             return
+        if stays.code in ("refused", "limit", "held"):
+            self.kept_by_rule[str(stays).partition(" ")[0][:40]] += 1
         told = by_name or stays.code != "refused" and not self.rule_against_name(name)
         self.verdicts.add(stays.code, name if told else None)
         if by_name:
@@ -1309,6 +1317,7 @@ class GateRun:
             return
         if self.command["batch"] != "none":
             return self.submit()
+        self.audit_start(self.command["name"])
         self.wrapper = start_wrapper(self.control, self.work, self.argv, self.env())
         fault("wrapper started")
         log("info", self.ident, "5 calc-start", **dict(self.log_fields, command=self.command["name"]))
@@ -1316,6 +1325,7 @@ class GateRun:
     def submit(self):
         """The command goes to its batch system."""
         self.job = self.batch_job(self.command["batch"])
+        self.audit_start(self.command["name"])
         try:
             self.job.begin(self.work, self.argv, self.env(), self.name, self.command["options"])
         except ValueError as error:
@@ -1323,6 +1333,10 @@ class GateRun:
         log("info", self.ident, "5 calc-start", **dict(
             self.log_fields, command=self.command["name"], batch=self.command["batch"],
             job=self.job.submission["job"] or "?", why=self.job.why))
+
+    def audit_start(self, what):
+        """Notes that it is started now: its command, or one of its hooks."""
+        audit("start", self.name, command=what, argv=sum_of_bytes(canonical(self.argv)), words=len(self.argv))
 
     def env(self):
         """All that the command sees of this program's environment."""
@@ -1347,6 +1361,7 @@ class GateRun:
 
         if state[0] == "ready" and self.last(key)["boot"] == boot_id() and not stop():
             log("info", self.ident, "5 pre" if key == "pre" else "6 post", argv=" ".join(self.command[key]))
+            self.audit_start("%s %s" % (self.command["name"], key))
             wrapper = start_wrapper(control, self.work, list(self.command[key]), self.env())
             state = wait_end(control, stop)
         while state[0] in ("running", "starting", "elsewhere"):
@@ -1387,6 +1402,7 @@ class GateRun:
         state: lost if nobody knows whether it ran."""
         self.add_to_stderr(text)
         more = ": %s" % text if reason in ("refused", "input", "disk") else ""
+        self.audit_end(None, reason, state)
         self.journal.note(6, "ended", state=state, exit_code=None, reason=reason + more)
         self.gate.end_running(self)
         log("warn", self.ident, "6 calc-end", reason=reason, why=text)
@@ -1417,11 +1433,18 @@ class GateRun:
         if reason:
             self.add_to_stderr(reason)
         signalled = code - 128 if code and 128 < code < 193 else None
+        self.audit_end(code, reason, state)
         self.journal.note(6, "ended", state="lost" if state == "lost" else "ended", exit_code=code,
                           signal=signalled, reason=reason, whole=state == "ended",
                           stopped=bool(why or signalled), started=child and round(child.time, 3),
                           ended=end and round(end.time, 3))
         log("info", self.ident, "6 calc-end", **dict(self.log_fields, exit_code=code, reason=reason))
+
+    def audit_end(self, code, reason, state):
+        """Notes how it ended. reason: without what follows its colon, which may be the command's own text."""
+        why = str(reason).partition(":")[0][:60]
+        audit("refused" if why == "refused" else "end", self.name, synced=False,
+              command=self.order["command"][:100], code=code, why=why, state=state)
 
     def why_failed(self, state, detail):
         """What was wrong with a command that has ended by itself, or ""."""
@@ -2663,6 +2686,8 @@ class Hold:
             write_synced(os.path.join(fresh, leaf), json.dumps(data).encode())
         sync_path(fresh)
         fault("held made")
+        audit("held", name, command=command[:100], files=note["files"], bytes=note["bytes"],
+              manifest=note["manifest"], held=len(found.held), copy=note["copy"])
         os.rename(fresh, self.folder)
         sync_path(os.path.dirname(self.folder))
         log("warn", ident, "7 held for a person", manifest=note["manifest"], files=note["files"],
@@ -2672,6 +2697,7 @@ class Hold:
     def drop(self, ident):
         """What was held is not there any more as it was: no word about it counts, and it is held anew."""
         log("error", ident, "7 what was held has changed: it is held anew", control=shown(self.folder))
+        audit("changed", ident)
         gone = self.folder + b"." + utf8(os.urandom(4).hex())
         os.rename(self.folder, gone)
         fault("held dropped")
@@ -2756,6 +2782,8 @@ class Hold:
                     "t": round(time.time(), 3), "by": by, "reason": reason}
             write_synced(self.path(b"decided.new"), json.dumps(word).encode())
             fault(what + " unsaid")
+            audit("expired" if by == "hold_for" else what, note["run"], command=note["command"][:100],
+                  manifest=note["manifest"], files=note["files"], bytes=note["bytes"], by=by)
             os.rename(self.path(b"decided.new"), self.path(b"decided"))
             sync_path(self.folder)
             log("info", note["run"], "7 " + what, by=by, manifest=note["manifest"],
@@ -2766,6 +2794,7 @@ class Hold:
     def note_shown(self, manifest, by):
         """A person has looked at what is held."""
         told = {"t": round(time.time(), 3), "manifest": manifest, "by": by}
+        audit("shown", self.note()["run"], manifest=manifest, by=by)
         write_synced(self.path(b"shown"), json.dumps(told).encode())
 
     def was_shown(self):
@@ -2851,20 +2880,23 @@ def copies_made(results, folder):
 def what_leaves(run, rules, kinds):
     """Collectors, one after the other, as long as what leaves of a GateRun changes while it is sent: as its
     rules and a person let it out. WaitsForPerson, if one has to say so first."""
-    hold = Hold(run.control)
+    hold, command = Hold(run.control), run.order["command"][:100]
     while hold.note():
-        if hold.decision(rules["hold_for"]) is None:
+        word = hold.decision(rules["hold_for"])
+        if word is None:
             raise WaitsForPerson(hold.note()["since"])
         found = hold.collector(lambda: run.collect(rules, kinds), rules, run.note_stay, run.tree)
         if found is not None:
             word = hold.decision(0)
             log("info", run.ident, "7 by a person's word", what=word["what"], by=word["by"])
             run.count_kept(found)
+            audit_leaving(run.name, command, found, by=word["by"] if word["what"] == "released" else "")
             yield found
         run.close_trees()
         hold.drop(run.ident)
     for found in run.collect_until_steady(rules, kinds):
         if not found.held:
+            audit_leaving(run.name, command, found)
             yield found
             continue
         try:
@@ -3105,6 +3137,441 @@ def last_released(control):
 # ==== end shared ====
 
 
+# ==== shared: audit ====
+# What the gate did, so that it can be proved: .mi/audit.log, a line of JSON for each event, on disk before
+# the effect that it tells of. A line has a number (seq), the sum of the line before (prev) and its own (sum:
+# the sha256 of the line without it): nothing can be changed, taken out or put in between unseen. That nothing
+# was cut off the end, who has its heads ("SEQ.SUM") can tell: relay and workflow side keep those that they
+# are told. What cannot be noted must not happen: then audit() raises OSError. No text of what is secret:
+# words, names that may be told, numbers, sums. Beside an event's own fields a line has t (when, by the
+# clock), up (for how many seconds this host was up), boot (since which start), event, run, rules (the sum of
+# the owner's).
+AUDIT = {"path": b"",          # where it is; empty: there is none (door `far`, `try`)
+         "rules": "",          # the sum of the rules that this process goes by; empty: it does not say
+         "to": "",             # whither what leaves goes
+         "head": "",           # SEQ.SUM of the last line that is surely on the disk
+         "late": False}        # are there lines of this process that may not be?
+AUDIT_MOST = 16 << 20          # bytes after which a new file is begun
+NAMES_TOLD = 16 << 10          # characters of names in a line; of more: how many, and the sum of all
+LIVE_STEP = 4096               # bytes of live output that are noted ahead, at least
+UP_CLOCK = 7                   # CLOCK_BOOTTIME, which nobody can set and no sleep of the host stops
+CLOCK_SET = 1.0                # seconds by which the clock was set, if that is an event
+NOTHING = {"seq": 0, "sum": "0" * 64, "rules": ""}         # what stands before the first line
+LINE_KEYS = {"seq", "prev", "event", "run", "t", "up", "boot", "rules"}          # of every line
+HEAD = re.compile(r"(?<![0-9A-Za-z.])([0-9]{1,15})\.([0-9a-f]{64})(?![0-9A-Za-z])")
+AUDIT_TEXTS = {                # {event: what the report says of it}; others it leaves out
+    "opened": "the poller was started", "leaves": "results leave",
+    "live": "output leaves while the command runs", "kept": "not wanted there", "refused": "refused",
+    "held": "held for a person", "shown": "shown to a person", "released": "released by a person",
+    "changed": "what was held has changed: held anew",
+    "expired": "held for too long: refused", "key": "a key was changed", "clock": "the clock was set",
+    "rules": "the owner's rules are others than before", "torn": "a crash has torn a line"}
+AUDIT_COLUMNS = ("time", "event", "run", "command", "files", "bytes", "to", "rules", "by", "manifest",
+                 "verdicts", "names", "more")
+
+
+def audit_into(path, ini=None, to=""):
+    """From now on this process writes the log at path (bytes). ini: whose rules it goes by, None: it does not
+    say; to: whither what leaves goes."""
+    AUDIT.update(path=path, rules=audit_rules(ini) if ini else "", to=to)
+
+
+def audit_path(settings, folder):
+    """Where the log is (bytes), as [outbound] audit_log says, or in folder, the base's .mi."""
+    given = os.path.expanduser(utf8(settings["outbound"]["audit_log"]))
+    return os.path.join(folder, given or b"audit.log")
+
+
+def audit_rules(ini):
+    """The sum of the owner's rules: of what the ini says in [outbound], each [command NAME] and [signer
+    NAME], and of signatures elsewhere. Stop 78 if it cannot be read."""
+    import hashlib
+    rows = [(section, key, text) for section, keys in parse_ini(ini).items() for key, text in keys
+            if section.startswith(("outbound", "command ", "signer "))
+            or key in ("require_signature", "accept_after", "result_key")]
+    return hashlib.sha256(canonical(sorted(rows))).hexdigest()
+
+
+def canonical(found):
+    """The one text (bytes) that stands for what JSON can hold."""
+    return json.dumps(found, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def audit(event, run=None, synced=True, **fields):
+    """One event of a run (its name, or None) into the log; synced: on disk before this returns, with all
+    before it. OSError if it cannot be: then what it tells of must not happen."""
+    if not AUDIT["path"]:
+        return
+    fault(event + " unaudited")
+    fd = audit_opened()
+    try:
+        last, torn, before = audit_end(fd)
+        found = ([("torn", None, {"bytes": len(torn), "of": sum_of_bytes(torn)})] if torn else [])
+        found += [("rotated", None, {"before": before})] if before else []
+        found += unasked_events(last) + [(event, run, fields)]
+        data = b"\n" if torn else b""
+        for row in found:
+            last = audit_entry(last, *row)
+            data += canonical(last) + b"\n"
+        append_whole(fd, data)
+        fault(event + " written")
+        AUDIT["late"] = AUDIT["late"] or not synced
+        if synced:
+            sync_audit(fd, last)
+    finally:
+        close_audit(fd)
+    fault(event + " audited")
+
+
+def audit_head():
+    """SEQ.SUM of the last line, which is on disk then; empty where there is no log, or none can be read."""
+    if AUDIT["path"] and (AUDIT["late"] or not AUDIT["head"]):
+        try:
+            fd = audit_opened()
+            try:
+                sync_audit(fd, audit_end(fd)[0])
+            finally:
+                close_audit(fd)
+        except OSError as error:
+            log("error", None, "audit", error=error)
+    return AUDIT["head"]
+
+
+def audit_live(run, told, stream, end):
+    """Notes that a command's output may leave as far as its byte `end`, in few lines: it is noted ahead.
+    told: {stream: as far as it was noted}. OSError: it may not."""
+    if end > told.get(stream, 0):
+        upto = max(LIVE_STEP, 2 * end)
+        audit("live", run, stream=stream, upto=upto, to=AUDIT["to"])
+        told[stream] = upto
+
+
+def audit_leaving(run, command, found, noted=None, by=""):
+    """Notes that what a Collector has found leaves: whither, how much, sum and names, and what stays by which
+    rule. noted: {run: sum of what was noted last}: the same is not noted twice; by: who has released it."""
+    if not AUDIT["path"]:
+        return
+    import hashlib
+    digest, names, room = hashlib.sha256(), [], NAMES_TOLD
+    for group in (found.found, found.folders):
+        for result in group:
+            row = [result.name, result.size, result.sum256]
+            digest.update(canonical(row) + b"\n")
+            room -= len(result.name) + 90
+            names += [row] if room > 0 else []
+    if noted is not None and noted.get(run) == digest.hexdigest():
+        return
+    audit("leaves", run, command=command, to=AUDIT["to"], by=by, files=len(found.found), bytes=found.total,
+          manifest=digest.hexdigest(), names=names, stays=dict(found.kept_by_rule),
+          verdicts={code: entry["count"] for code, entry in found.verdicts.items()})
+    if noted is not None:
+        noted[run] = digest.hexdigest()
+
+
+# How it is written
+
+def audit_entry(last, event, run, fields):
+    """The line (as an object) of an event behind the line `last`."""
+    entry = dict(fields, seq=last["seq"] + 1, prev=last["sum"], event=event, run=run or "", boot=boot_id(),
+                 t=round(time.time(), 3), up=round(time.clock_gettime(UP_CLOCK), 3),
+                 rules=AUDIT["rules"] or last["rules"])
+    return dict(entry, sum=sum_of_bytes(canonical(entry)))
+
+
+def unasked_events(last):
+    """What has changed since the line `last`: [(event, run, fields)]."""
+    if not last["seq"]:
+        return []
+    now, found = audit_entry(last, "", None, {}), []
+    by = now["t"] - last["t"]
+    if now["boot"] == last["boot"]:
+        by -= now["up"] - last["up"]
+    if by < -CLOCK_SET or by > CLOCK_SET and now["boot"] == last["boot"]:
+        found.append(("clock", None, {"by": round(by, 3)}))
+    if now["rules"] != last["rules"]:
+        found.append(("rules", None, {"before": last["rules"]}))
+    return found
+
+
+def sum_of_bytes(data):
+    """Their sha256, in hex."""
+    import hashlib
+    return hashlib.sha256(data).hexdigest()
+
+
+def audit_opened():
+    """A descriptor of the log, which no other process and thread writes meanwhile; what has grown too long is
+    put aside before. OSError."""
+    import fcntl
+    while True:
+        fd = os.open(AUDIT["path"],
+                     os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            lock_audit(fd, fcntl.LOCK_EX)
+            whole = os.fstat(fd).st_size <= AUDIT_MOST or audit_end_of(fd)[1] or not put_audit_aside(fd)
+            if whole and is_at_path(fd, AUDIT["path"]):
+                return fd
+        except OSError:
+            close_audit(fd)
+            raise
+        close_audit(fd)
+
+
+def lock_audit(fd, how):
+    """Waits for the lock. OSError if it is held; where there are no locks: a hope."""
+    import fcntl
+    try:
+        fcntl.flock(fd, how)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise
+
+
+def is_at_path(fd, path):
+    """Is this still the log, and not one that was put aside just now?"""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def put_audit_aside(fd):
+    """Gives the log (it is locked) the next number behind its name. False if that is not allowed here (chattr
+    +a), True also if another process has done it."""
+    path = AUDIT["path"]
+    if not is_at_path(fd, path):
+        return True
+    older = audit_files(path)[:-1]
+    number = int(older[-1].rpartition(b".")[2]) + 1 if older else 1
+    try:
+        os.rename(path, path + b".%d" % number)
+        fault("log put aside")
+        return True
+    except PermissionError:
+        return False
+
+
+def close_audit(fd):
+    """Lets others at it. (A fork of this process has the descriptor, too: closing it is not enough.)"""
+    import fcntl
+    lock_audit(fd, fcntl.LOCK_UN)
+    os.close(fd)
+
+
+def audit_end(fd):
+    """(the last line, as an object; what is torn behind it, bytes; if nothing stands there yet, the name of
+    the file that was put aside before). OSError if the last line is not one of a log's."""
+    size, before = os.fstat(fd).st_size, audit_files(AUDIT["path"])[:-1]
+    if not size and before:
+        with open(before[-1], "rb") as older:
+            return audit_end_of(older.fileno()) + (os.path.basename(before[-1]).decode("utf-8", "replace"),)
+    return audit_end_of(fd) + ("",)
+
+
+def audit_end_of(fd):
+    """The same of one file, but the name."""
+    size = os.fstat(fd).st_size
+    data = read_exactly(fd, min(size, 1 << 18), max(0, size - (1 << 18)))
+    whole, newline, torn = data.rpartition(b"\n")
+    entry = parsed_line(whole.rpartition(b"\n")[2] + newline) if newline else NOTHING
+    if entry is None:
+        raise OSError(errno.EIO, _("its last line is none of an audit log's; see what `audit verify` says,"
+                                   " and move it away"), shown(AUDIT["path"]))
+    return entry, torn
+
+
+def append_whole(fd, data):
+    """All of it, or nothing. OSError."""
+    size = os.fstat(fd).st_size
+    if os.write(fd, data) != len(data):                # a full disk takes a part
+        try:
+            os.ftruncate(fd, size)
+        except OSError:
+            pass                                       # chattr +a: the next line says that it is torn
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), shown(AUDIT["path"]))
+
+
+def sync_audit(fd, last):
+    """All that was written is on disk; last: its last line."""
+    os.fsync(fd)
+    if last["seq"] < 3 or last["event"] == "rotated":
+        sync_path(os.path.dirname(AUDIT["path"]))
+    AUDIT.update(late=False, head="%d.%s" % (last["seq"], last["sum"]) if last["seq"] else "")
+
+
+# How it is read
+
+def audit_files(path):
+    """The files of the log at path (bytes), the oldest first, which end with it."""
+    folder, name = os.path.split(path)
+    older = [one for one in os.listdir(folder or b".")
+             if re.match(re.escape(name) + rb"\.[1-9][0-9]{0,8}\Z", one)]
+    older.sort(key=lambda one: int(one.rpartition(b".")[2]))
+    return [os.path.join(folder, one) for one in older] + [path]
+
+
+def parsed_line(line):
+    """A line (bytes) as an object; None if it is not, byte for byte, as audit() writes it."""
+    try:
+        entry = json.loads(line.decode("ascii"))
+        rest = {key: value for key, value in entry.items() if key != "sum"}
+        good = canonical(entry) + b"\n" == line and entry["sum"] == sum_of_bytes(canonical(rest))
+        return entry if good and type(entry["seq"]) is int and LINE_KEYS <= set(rest) else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def audit_rows(path):
+    """(file and line for people, is it the file's first?, the line, as an object or None, its bytes) of all
+    files. OSError."""
+    for file, size in audit_sizes(path):
+        if not size and file != path:                  # emptied: none was put aside like this
+            yield shown(file), True, None, b""
+        with open(file, "rb") as text:
+            for number, line in enumerate(text, 1):
+                size -= len(line)
+                if size < 0:                           # written since
+                    break
+                yield _("%s, line %d") % (shown(file), number), number == 1, parsed_line(line), line
+
+
+def audit_sizes(path):
+    """[(file, its bytes)] of the log as it is while nobody writes. OSError."""
+    import fcntl
+    while True:
+        with open(path, "rb") as text:
+            lock_audit(text.fileno(), fcntl.LOCK_SH)
+            files = audit_files(path)
+            found = [(file, os.stat(file).st_size) for file in files]
+            same = is_at_path(text.fileno(), path)
+            lock_audit(text.fileno(), fcntl.LOCK_UN)
+            if same:
+                return found
+
+
+def verify_audit(path, heads):
+    """(exit code, a sentence): is the log whole? heads: {seq: {sums}} that witnesses have. 0: it is; 76: it
+    was changed; 65: something was cut off; 66: there is none; 74: it cannot be read."""
+    last, torn, first = None, None, 0
+    try:
+        for where, begins, entry, line in audit_rows(path):
+            if entry is None and torn is None:
+                torn = where, line
+                continue
+            broken = torn[0] if torn else where
+            if entry is None or not follows(last, entry, torn and torn[1], begins):
+                return EX_PROTOCOL, _("broken at %s: from there on it was changed") % broken
+            if entry["seq"] in heads and heads[entry["seq"]] != {entry["sum"]}:
+                return EX_PROTOCOL, _("broken at %s: a witness has seen another line there") % where
+            last, torn, first = entry, None, first or entry["seq"]
+    except FileNotFoundError:
+        return EX_NOINPUT, _("%s: there is no audit log") % shown(path)
+    except OSError as error:
+        return EX_IOERR, _("%s: cannot be read: %s") % (shown(path), error.strerror)
+    if torn:
+        return EX_PROTOCOL, _("broken at %s: from there on it was changed") % torn[0]
+    if last is None:
+        return EX_NOINPUT, _("%s: there is no audit log") % shown(path)
+    here = last["seq"]
+    if heads and (max(heads) > here or min(heads) < first):
+        return EX_DATA, _("cut off: a witness has seen number %d, and here are %d to %d") % (
+            max(heads) if max(heads) > here else min(heads), first, here)
+    return 0, _("whole, from number %d to %d.%s") % (first, here, last["sum"])
+
+
+def follows(last, entry, torn, begins):
+    """May this line stand behind the line `last` (None: it is the first of all)? torn: bytes between, which a
+    crash has left, as it must say itself; begins: it is the first of a file."""
+    if torn is not None:
+        told = entry["event"] == "torn" and (entry.get("bytes"), entry.get("of"))
+        if told != (len(torn) - 1, sum_of_bytes(torn[:-1])):
+            return False
+    if last is None:
+        return entry["event"] == "rotated" or (entry["seq"], entry["prev"]) == (1, NOTHING["sum"])
+    rotated = not begins or entry["event"] == "rotated"
+    return rotated and (entry["seq"], entry["prev"]) == (last["seq"] + 1, last["sum"])
+
+
+def heads_told(given):
+    """{seq: {sums}} of --witness: a head, or a file that holds some, whatever else stands there."""
+    text = given or ""
+    if os.path.exists(utf8(text)):
+        with open(utf8(text), encoding="utf-8", errors="replace") as source:
+            text = source.read()
+    heads = {}
+    for number, digest in HEAD.findall(text):
+        heads.setdefault(int(number), set()).add(digest)
+    if given and not heads:
+        raise Stop(EX_USAGE, _("--witness %s: neither a head (NUMBER.SUM) nor a file with one")
+                   % printable(given))
+    return heads
+
+
+def audit_verify(path, options):
+    """`audit verify`: prints what it is; its exit code."""
+    code, text = verify_audit(path, heads_told(options.witness))
+    print(json_of({"code": code, "text": text}) if options.json else text)
+    return code
+
+
+def audit_report(path, options):
+    """`audit report`, for who answers for what is secret: what left, when, whither, by which rules, released
+    by whom, and what else happened to the log. The exit code of `audit verify`."""
+    since = since_when(options.since)
+    entries = (entry for where, begins, entry, line in audit_rows(path) if entry is not None)
+    code, text = verify_audit(path, {})
+    rows = ([] if code in (EX_NOINPUT, EX_IOERR) else
+            [report_row(entry) for entry in entries
+             if entry["event"] in AUDIT_TEXTS and iso_time(entry["t"]) >= since])
+    if options.json:
+        print(json_of({"code": code, "text": text, "events": rows}))
+    elif options.csv:
+        report_as_csv(rows)
+    else:
+        for row in rows:
+            told = ["%s=%s" % (key, row[key]) for key in AUDIT_COLUMNS[3:] if row[key] not in ("", None)]
+            print("  ".join([row["time"], _(AUDIT_TEXTS[row["event"]]), row["run"], " ".join(told)]).rstrip())
+        print("-- " + text)
+    return code
+
+
+def since_when(text):
+    """'7d' (ago), '2026-11-20', '2026-11-20T21:47' as an iso_time() begins. 64 for another."""
+    if re.match(r"([0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9:]{0,8})?)?\Z", text):
+        return text
+    try:
+        return iso_time(time.time() - seconds(text))
+    except ValueError:
+        raise Stop(EX_USAGE,
+                   _("--since: a time ago (12h, 7d) or a date (2026-11-20, 2026-11-20T21:47), not %s")
+                   % printable(text))
+
+
+def report_row(entry):
+    """A line of the log as a row of the report; texts are printable."""
+    more = {key: value for key, value in entry.items() if key not in AUDIT_COLUMNS
+            and key not in ("seq", "prev", "sum", "t", "up", "boot")}
+    row = {key: entry.get(key, "") for key in AUDIT_COLUMNS}
+    row.update(time=iso_time(entry["t"]), rules=entry["rules"][:12], manifest=row["manifest"][:12])
+    row["verdicts"] = " ".join("%s:%s" % pair for pair in sorted(dict(row["verdicts"] or {}).items()))
+    row["names"] = " ".join(json.dumps(name[0], ensure_ascii=False) for name in row["names"] or ())
+    row["more"] = " ".join("%s=%s" % (key, canonical(value).decode()) for key, value in sorted(more.items())
+                           if value not in ({}, ""))
+    return {key: value if type(value) in (int, float) else printable(value) for key, value in row.items()}
+
+
+def report_as_csv(rows):
+    """Rows of the report as CSV; no cell that a spreadsheet would take for a formula."""
+    import csv
+    out = csv.writer(sys.stdout, lineterminator="\r\n")
+    out.writerow(AUDIT_COLUMNS)
+    for row in rows:
+        cells = [str(row[key]) for key in AUDIT_COLUMNS]
+        out.writerow([("'" if re.match("[=+@\uff1d\uff0b\uff0d\uff20-]", cell) else "") + cell
+                      for cell in cells])
+# ==== end shared ====
+
+
 # ==== the doors of the gate ====
 # Over ssh the gate has two doors, both this class Door. `guard` is the forced command of a key:
 #     restrict,command="python3 -I -S .../execute_remote_command.py guard" KEY
@@ -3153,6 +3620,12 @@ STATES = NEW + UNDER_WAY + OVER + ("gone",)
 
 # The two doors themselves
 
+def cmd_audit(options):
+    """audit verify, audit report: of the guard's base."""
+    return (audit_verify if options.word == "audit verify" else audit_report)(
+        guard_audit(guard_rules(options)), options)
+
+
 def cmd_guard(options):
     """Serves a session of the key by the owner's rules (77 if it asks for anything else), or obeys the owner
     at his terminal: what he says never comes over the wire."""
@@ -3160,12 +3633,15 @@ def cmd_guard(options):
         return print_key_line(options)
     rules = guard_rules(options)
     if options.word_of_owner:
+        audit_into(guard_audit(rules), rules["ini"])
         return obey_owner(options, rules)
     why = open_to_others(rules["base"])
     if why:
         raise Stop(EX_CONFIG, "[ssh guard] base: " + why)
     for folder in (rules["top"], rules["base"]):
         os.makedirs(os.path.join(folder, b".mi"), 0o700, exist_ok=True)
+    audit_into(guard_audit(rules), rules["ini"],
+               " ".join(["ssh", os.environ.get("SSH_CONNECTION", "-").split(" ")[0], rules["key"]]).strip())
     text = os.environ.get("SSH_ORIGINAL_COMMAND", "")
     try:
         words = original_words(text)
@@ -3183,6 +3659,7 @@ def cmd_guard(options):
         return 0
     except Refusal as error:
         guard_log(rules, "warn", "-", "refused", why=error, asked=printable(text[-200:]))
+        audit_refusal(None, "form")
         sys.stderr.write("refused by the guard: %s\n" % printable(error))
         return EX_REFUSED
 
@@ -3224,6 +3701,17 @@ def guard_rules(options):
     rules["base"] = os.path.join(rules["top"], utf8(name)) if name else rules["top"]
     rules["umask"], rules["ini"] = os.umask(0o077), ini
     return rules
+
+
+def guard_audit(rules):
+    """Where the audit log of the base is: of all keys one."""
+    return audit_path(rules, os.path.join(rules["top"], b".mi"))
+
+
+def audit_refusal(run, why):
+    """Notes that something was refused; a full disk does not make it allowed. why: the code."""
+    with contextlib.suppress(OSError):
+        audit("refused", run, why=why, by=AUDIT["to"])
 
 
 def original_words(text):
@@ -3345,7 +3833,7 @@ def open_log(path):
                 os.replace(older[number - 1], older[number])
         os.close(fd)
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    except PermissionError:                            # an audit_log where only its owner may do this
+    except PermissionError:                            # chattr +a
         return fd
 
 
@@ -3934,6 +4422,8 @@ class Door:
         self.packer = Packer(self.name == "far")
         self.incomplete = False                        # has not all arrived that was asked for?
         self.refusals = 0
+        self.refused = False                           # has the audit log a refusal of this session?
+        self.live_noted = {}                           # {stream: as far as the audit log has it}
         self.greeted = set()                           # runs that guard.log has a hello of
 
     def serve(self):
@@ -3987,6 +4477,9 @@ class Door:
     def refuse(self, told):
         self.wire.say(told)
         self.refusals += 1
+        if told["no"] == "refused" and not self.refused:
+            self.refused = True                        # once a session: asking again fills no disk
+            audit_refusal(self.place and self.place.ident + ".1", "refused")
         if told["no"] == "refused" and self.refusals <= LOGGED_REFUSALS:
             guard_log(self.rules, "warn", self.place and self.place.ident, "refused", why=told["why"])
 
@@ -4122,6 +4615,8 @@ class Door:
         place.make_directories()
         permit_inputs(place, command)
         env = command_env(command, place.work, run) if place.ruled else dict(self.rules["env"], MI_RUN=run)
+        audit("order", run, synced=False, command=command["name"], info=sum_of_bytes(utf8(text)),
+              by=AUDIT["to"])
         guard_log(self.rules, "info", place.ident, "start", command=command["name"],
                   argv=json.dumps(argv, ensure_ascii=False))
         begin_run(place, command, ["sh", "-c", INTO_LOG, "sh", "%o" % self.rules["umask"]] + argv, env, text)
@@ -4136,6 +4631,11 @@ class Door:
         if why in ("max_file", "max_total") and not self.over_limit:
             self.over_limit = True                     # said once
             guard_log(self.rules, "warn", self.place.ident, "no more live output", rule=why, bytes=size)
+        if data and not why:
+            try:
+                audit_live(self.place.ident + ".1", self.live_noted, "log", offset + len(data))
+            except OSError:                            # it leaves with the results, when it can be noted
+                return b""
         return b"" if why else data
 
     def do_wait(self, offset):
@@ -4227,7 +4727,8 @@ class Door:
             else:
                 folders.append([one.name, one.mtime])
             at += 1
-        self.wire.say({"files": files, "folders": folders, "next": None, "verdicts": found.verdicts})
+        self.wire.say(dict({"files": files, "folders": folders, "next": None, "verdicts": found.verdicts},
+                           **{"audit": AUDIT["head"]} if AUDIT["head"] else {}))
 
     def do_get(self, names=None, name=None, at=0, length=0, size=0, mtime=0, pack=False):
         if names is None:
@@ -4287,6 +4788,8 @@ class Door:
             raise Refusal("state", "results were not asked for yet", state=self.state()["state"])
         if not more:
             if not self.incomplete and not (set(NOT_THERE) | {"held"}) & set(verdicts):
+                if not self.place.has(b"fetched"):
+                    audit("left", self.place.ident + ".1", synced=False)
                 self.place.note(b"fetched", {"refused": verdicts.get("refused", {}).get("count", 0)})
             self.incomplete = False
         self.wire.say(self.state())
@@ -4517,6 +5020,11 @@ class JudgedResults:
         """The Collector of all that may leave now. inputs: also inputs that nobody has touched."""
         with into_keeper_log(self.place.rules):
             found = self.judged_or_held(inputs)
+        if len(found.found) or len(found.folders):     # else nothing leaves, or it is held
+            word = self.hold.note() and self.hold.decision(0) or {"what": ""}
+            audit_leaving(self.place.ident + ".1", self.place.noted(b"command").get("name", ""), found,
+                          self.place.rules.setdefault("audited", {}),              # of this session
+                          word["by"] if word["what"] == "released" else "")
         self.save(found, str(inputs))
         return found
 
@@ -5031,9 +5539,7 @@ def ensure_keeper(rules):
 def keeper_log(rules):
     """Where log lines of runs go: the guard's log, or keeper.log."""
     ruled = "commands" in rules
-    path = utf8(rules["ssh guard"]["audit_log"]) if ruled else b""
-    return KeeperLog(path
-                     or os.path.join(keeper_base(rules), b".mi", b"guard.log" if ruled else b"keeper.log"))
+    return KeeperLog(os.path.join(keeper_base(rules), b".mi", b"guard.log" if ruled else b"keeper.log"))
 
 
 def open_runs(folder):
@@ -5132,6 +5638,7 @@ class Keeper:
         self.spent = 0.0
         self.looked = 0.0
         SAY["log"] = keeper_log(rules)
+        AUDIT.update(rules="", to="")                  # what holds now, the doors say
 
     def serve(self):
         """Does what is to be done until nothing is; at once if another keeper does."""
@@ -5833,6 +6340,7 @@ class Line:
         self.turn = os.urandom(8).hex()
         self.folder = self.process = self.session = self.options = self.run = self.asked = None
         self.plain = ""                                # why there is no door there
+        self.audit = ""                                # NUMBER.SUM of the audit log there
         self.door = "plain"
         self.told = {}                                 # what the door there said to hello
         self.round_trip = 0.0
@@ -5982,6 +6490,7 @@ class Line:
             at = told["next"]
         found.verdicts.update((code, {"count": one["count"], "names": list(map(printable, one["names"]))})
                               for code, one in told.get("verdicts", {}).items())
+        self.audit = told.get("audit", "")
         return found
 
     def nonsense(self):
@@ -6321,6 +6830,7 @@ class Runner:
                     get_them="%s resume %s --to DIR" % (PROGRAM, self.ident))
             self.record.note_step("fetched", files=count, odd=sorted(map(printable, arrivals.kept)),
                                   verdicts=verdicts)
+            self.record.keep_head(self.order["host"], self.line.audit)
             done = True
         finally:
             target.close(done)
@@ -6752,6 +7262,16 @@ class Record:
             if size >= SMALL:
                 self.pieces.flush()
         self.have.setdefault(version_of(entry), set()).add((offset, size))
+
+    def keep_head(self, host, head):
+        """Keeps where the audit log there stood, longer than the record: this side is its witness. Its
+        owner's `audit verify --witness` reads the file."""
+        if head:
+            try:
+                with open(os.path.join(state_folder(), b"heads"), "a", encoding="utf-8") as out:
+                    out.write("%s %s %s %s\n" % (iso_time(time.time()), printable(host), self.ident, head))
+            except OSError as error:
+                log("info", self.ident, "8 audit head not kept", why=error)
 
     def remove(self):
         """Removes the record."""
@@ -11185,6 +11705,9 @@ OPTIONS = {
     "--all": dict(action="store_true", help="no line is left out"),
     "--unseen": dict(action="store_true", help="also if nobody has looked at it with `show`"),
     "--reason": dict(metavar="TEXT", help="why; it stays on this host"),
+    "--witness": dict(default="", metavar="HEAD", help="NUMBER.SUM, or a file that holds such"),
+    "--since": dict(default="", metavar="TIME", help="12h, 7d, or a date like 2026-11-20"),
+    "--csv": dict(action="store_true", help="for a spreadsheet"),
     "--key": dict(metavar="NAME",
                   help="in the key line: this key's calculations are its own, no other key sees them")}
 SUBCOMMANDS = {
@@ -11211,6 +11734,15 @@ SUBCOMMANDS = {
               "Looks at things as they are, here and at HOST, and changes nothing: OK, WARN or FAIL, and "
               "what to do.",
               "check hpc", "--upgrade"),
+    "audit verify": (cmd_audit, "",
+                     "Is the guard's audit log whole? With what a witness has seen of it (a head, or a file "
+                     "with some, as a runner keeps it) also its end. 0: whole, 76: changed, 65: cut off, 66: "
+                     "there is none, 74: unreadable.",
+                     "audit verify --witness heads.txt", "--witness"),
+    "audit report": (cmd_audit, "",
+                     "What left this host: when, whither, by which rules, released by whom; what was refused"
+                     " or held; changes of rules, keys and clock.",
+                     "audit report --since 30d", "--since --csv"),
     "guard": (cmd_guard, "[WORD_OF_OWNER] [ID]",
               "On the external computer: what a key in authorized_keys may do, by the rules of the ini. "
               "At its terminal, its owner's words about results that are held for a person: outbox, show ID, "
@@ -11267,8 +11799,7 @@ INI_KEYS = {                   # {section: {key: (kind, default, meaning)}}: wha
         "max_runs": (number_from(0, 10 ** 6), 10000,
                      "calculations of a key that lie here at a time; 0: any number"),
         "max_sessions": (number_from(1, 10000), 500,
-                         "sessions of a key at a time; a runner that finds none left tries again"),
-        "audit_log": (str, "", "default: base/.mi/guard.log")}}
+                         "sessions of a key at a time; a runner that finds none left tries again")}}
 INI_KEYS.update(gate_keys())
 
 
@@ -11328,6 +11859,7 @@ ANSWER_FIELDS = {              # each word of an answer: its kind. Others are pa
     "sums": list_of(lambda value: value == "" or SHA256(value), ROWS), "files": list_of(is_result_row, ROWS),
     "folders": list_of(is_folder_row, ROWS),
     "next": lambda value: value is None or LENGTH(value), "verdicts": is_verdicts, "verdict": VERDICT,
+        "audit": text_like(r"[0-9]{1,15}\.[0-9a-f]{64}"),
         "bundle": list_of(is_bundle_row, 2000), "name": is_text,
     "left": list_of(is_text, 1000), "more": lambda value: value is None or text_like(IDENT)(value),
     "runs": lambda value: LENGTH(value) or list_of(is_run_row, 1000)(value)}
@@ -11339,6 +11871,8 @@ FINAL = (("Permission denied", EX_REFUSED), ("Host key verification failed", EX_
 
 
 JA = {
+    "what was held has changed: held anew":
+        "保留中のものが変わったため、保留し直しました",
     "On the external computer: what a key in authorized_keys may do, by the rules of the ini. At its"
     " terminal, its owner's words about results that are held for a person: outbox, show ID, release ID,"
     " refuse ID --reason TEXT.":
@@ -11417,6 +11951,70 @@ JA = {
     "its time has not come yet; are the clocks of both hosts right?": "まだ有効になっていません。両方の計算機の時計を確かめてください",
     "this order does not run here: %s": "この指示書はここでは実行しません: %s",
     "what is asked for is not what was signed (%s)": "依頼の内容が、署名されたものと違います (%s)",
+    "its last line is none of an audit log's; see what `audit verify` says, and move it away":
+        "最後の行が監査ログの行ではありません。`audit verify` で確かめ、ファイルを別の場所へ移してくだ"
+        "さい",
+    "%s, line %d":
+        "%s の %d 行目",
+    "broken at %s: from there on it was changed":
+        "%s で壊れています。そこから先は書き換えられています",
+    "broken at %s: a witness has seen another line there":
+        "%s で壊れています。証人が見た行と異なります",
+    "%s: there is no audit log":
+        "%s: 監査ログがありません",
+    "%s: cannot be read: %s":
+        "%s: 読み取れません: %s",
+    "cut off: a witness has seen number %d, and here are %d to %d":
+        "切り取られています。証人は %d 番を見ていますが、ここにあるのは %d 番から %d 番です",
+    "whole, from number %d to %d.%s":
+        "欠けも書き換えもありません。%d 番から %d.%s まで",
+    "--witness %s: neither a head (NUMBER.SUM) nor a file with one":
+        "--witness %s: 末尾の値 (番号.チェックサム) でも、それを含むファイルでもありません",
+    "NUMBER.SUM, or a file that holds such":
+        "番号.チェックサム、またはそれを含むファイル",
+    "the poller was started":
+        "ポーラーが起動しました",
+    "results leave":
+        "結果が出ます",
+    "output leaves while the command runs":
+        "実行中の出力が出ます",
+    "not wanted there":
+        "中継側が受け取りません",
+    "refused":
+        "拒否しました",
+    "held for a person":
+        "人の承認を待っています",
+    "shown to a person":
+        "人に表示しました",
+    "released by a person":
+        "人が公開を承認しました",
+    "held for too long: refused":
+        "承認の期限が過ぎたため拒否しました",
+    "a key was changed":
+        "鍵が変わりました",
+    "the clock was set":
+        "時計が変更されました",
+    "the owner's rules are others than before":
+        "所有者の規則が変わりました",
+    "a crash has torn a line":
+        "障害で行が途切れました",
+    "What left this host: when, whither, by which rules, released by whom; what was refused or "
+    "held; changes of rules, keys and clock.":
+        "この計算機から出たもの (いつ、どこへ、どの規則で、だれの承認で)、拒否・保留したもの、規則・鍵"
+        "・時計の変更を示します。",
+    "Is the guard's audit log whole? With what a witness has seen of it (a head, or a file with "
+    "some, as a runner keeps it) also its end. 0: whole, 76: changed, 65: cut off, 66: there is "
+    "none, 74: unreadable.":
+        "guard の監査ログに欠けや書き換えがないか調べます。証人の記録 (末尾の値、または実行側の記録な"
+        "どのファイル) があれば、末尾が切り取られていないかも調べます。0: 完全、76: 書き換え、65: "
+        "切り取り、66: ログなし、74: 読み取れない。",
+    "--since: a time ago (12h, 7d) or a date (2026-11-20, 2026-11-20T21:47), not %s":
+        "--since: 何時間前・何日前か (12h、7d)、または日付 (2026-11-20、2026-11-20T21:47) "
+        "を書いてください。%s は使えません",
+    "12h, 7d, or a date like 2026-11-20":
+        "12h、7d、または 2026-11-20 のような日付から",
+    "for a spreadsheet":
+        "表計算ソフト用 (CSV)",
     "the configuration file, instead of the one that is found": "設定ファイル (ini)。指定しなければ、見つかったものを使います",
     "what is found, as JSON": "結果を JSON で表示します",
     "failures only": "失敗だけを表示します",

@@ -21,7 +21,7 @@ usage: mi_dicomapi.py init --name HOST[:PORT]... --site SITE --user USER [--comm
                                                  version has left
        mi_dicomapi.py unit                       prints a systemd unit for `serve`
        mi_dicomapi.py list [--all] [--watch] | show | explain ACCEPT_ID | sites | metrics
-       mi_dicomapi.py history [--since TIME] [--site SITE] [--user USER] [--csv]
+       mi_dicomapi.py history [--since TIME] [--site SITE] [--user USER] [--csv] | witness SITE
        mi_dicomapi.py cancel | end | rerun [--force] ACCEPT_ID [--reason TEXT]
        mi_dicomapi.py maintenance on [--reason TEXT] | off        no new calculations or claims; what runs
                                                  is brought to its end
@@ -256,6 +256,7 @@ FIELDS = {
     "allow": Field(None, None, "true: step 2 at once, where no input is left to be sent"),
     "after": Field(int, -1, "the number of the last step that is known; -1: from now on"),
     "all": Field(None, None, "true: finished ones, too"),
+    "audit": Field(str, "", "NUMBER.SUM of the last line of the poller's audit log"),
     "before": Field(int, 1 << 62, "`next` of the page before", COUNT),
     "calc-info": Field(dict, None, "what is to be done: 2.6"),
     "calcs": Field(dict, None, "what is said of each calculation: 2.7"),
@@ -340,7 +341,7 @@ PIECES, MISSING = "v2/pieces/ID/KIND/N", "v2/missing/ID/KIND/N"
 def routes():
     """{(method, name): Route}. New calls stand below v2/. Without a method: no call, an operator's word only,
     which his command leaves in the database for the running relay."""
-    ask = "site_id take poller [wait] [have] [free] [dirs] [data] [presence]"
+    ask = "site_id take poller [wait] [have] [free] [dirs] [data] [presence] [audit]"
     return {
         ("POST", "add-calcinfo"): route(WORKFLOW, add_calcinfo,
                                         "request_id calc-info [allow] [more] [total] [fielded]"),
@@ -354,7 +355,7 @@ def routes():
                                                       " [started] [ended] [cpu] [maxrss] [held]"),
         ("POST", "send-results"): route(REMOTE, send_results, "accept_id claim result_files [missing] [end]"
                                                               " [refused] [verdicts] [more] [digest]"
-                                                              " [signed]"),
+                                                              " [signed] [audit]"),
         ("POST", "end-send"): route(REMOTE, end_send, "accept_id claim result"),
         ("GET", "calc-status"): route(WORKFLOW, calc_progress, "accept_id [wait] [known]"),
         ("GET", "calc-progress"): route(WORKFLOW, calc_progress, "accept_id [wait] [known]"),
@@ -369,7 +370,8 @@ def routes():
                                  also=(VIEWER, OPERATOR)),
         ("GET", "v2/explain"): route(WORKFLOW, explain, "accept_id", word="explain", also=(VIEWER, OPERATOR)),
         ("GET", "v2/list"): route(WORKFLOW, list_own, "[request_id] [known] [wait] [before] [all]"),
-        ("POST", "heartbeat"): route(REMOTE, heartbeat, "calcs [site_id] [poller] [wait] [presence]"),
+        ("POST", "heartbeat"): route(REMOTE, heartbeat, "calcs [site_id] [poller] [wait] [presence]"
+                                                        " [audit]"),
         ("GET", "metrics"): route(METRICS, metrics),
         ("GET", "v2/conditions"): route(VIEWER, conditions, "[after] [known] [wait]"),
         ("GET", "get-calcinfo"): route(OPERATOR, get_calcinfo),
@@ -857,6 +859,8 @@ def send_results(call):
         if asked_again(now):
             return asked_again(now)
         count_reasons(tx, row["seq"], told)
+        if AUDIT_HEAD.match(call["audit"]):            # kept as long as the history
+            note_step(tx, row["seq"], row["attempt"], STEP["send-results"], {"audit": call["audit"]})
         if not move(call.relay, tx, STEP["send-results"], row, row["claim"], manifest=print256, results=0,
                     results_open=0, **told):
             raise ApiError(409, "send-results is not possible now", why="state", state=WORDS[row["state"]])
@@ -1015,9 +1019,17 @@ def get_calc_result(call):
               "signal": row["signal"], "result_names": kept["result_names"],
               "result_patterns": kept["result_patterns"], "command": row["command"], "site": row["site"],
               "signed": more["signed"],
-              "started": report.get("started", row["started"]), "ended": report.get("ended", row["ended"])}
+              "started": report.get("started", row["started"]), "ended": report.get("ended", row["ended"]),
+              "audit": audit_head_of(call.relay.store, row)}
     gone = FILES_GONE if row["results"] and not call.relay.store.has_files(row) else ""
     return {"message": "result", "result-info": result, "next": page["next"], "gone": gone}
+
+
+def audit_head_of(source, row):
+    """What the poller's audit log ended with when it sent these results; empty where it did not say."""
+    notes = source.read("SELECT note FROM events WHERE calc = ? AND attempt = ? AND step = 'send-results'",
+                        row["seq"], row["attempt"])
+    return json.loads(notes[0][0] or "{}").get("audit", "") if notes else ""
 
 
 def finish(call):
@@ -2542,12 +2554,13 @@ PRESENCE = {"state": str, "until": int, "jobs": int, "busy": int, "outbox": int,
             "version": str}
 HANG_UP, SILENT_AFTER = 1.5, 150                # seconds until a broken line, until no word, means silent
 MOST_TOLD = {"free": 1 << 60}
+AUDIT_HEAD = re.compile(r"[0-9]{1,15}\.[0-9a-f]{64}\Z")      # NUMBER.SUM
 STATES_TOLD = ("open", "busy", "paused", "hours", "disk", "drain", "once")
 
 
 class Heard:
     """What is known of one poller."""
-    __slots__ = ("at", "gone", "key", "protocol", "told", "kept")
+    __slots__ = ("at", "gone", "key", "protocol", "told", "kept", "head")
 
     def __init__(self, protocol=2, at=0.0, told=None):
         self.at = self.kept = at                       # when it was heard, and when that went on the disk
@@ -2555,6 +2568,7 @@ class Heard:
         self.key = None                                # of the token that it showed
         self.protocol = protocol
         self.told = told or {}                         # of PRESENCE; and `since` when in this state
+        self.head = self.told.pop("audit", "")         # of its audit log, the furthest that it has told
 
     def take(self, told):
         """What it tells from now on; {}: nothing more (tell = no)."""
@@ -2563,6 +2577,16 @@ class Heard:
         same = self.told and self.told.get("state") == told.get("state")
         since = self.told["since"] if same else int(self.at)
         self.told = dict(told, since=since) if told else {}
+
+    def take_head(self, head):
+        """Where its audit log stands. What it told before of a longer one is not forgotten."""
+        if AUDIT_HEAD.match(head) and number_of(head) >= number_of(self.head):
+            self.head = head
+
+
+def number_of(head):
+    """The number of an audit log's last line, of its head; 0 of an empty one."""
+    return int(head.partition(".")[0] or 0)
 
 
 def poller_key(name):
@@ -2593,6 +2617,7 @@ class Pollers:
             while name not in group and len(group) >= POLLERS:
                 del group[min(group, key=lambda one: group[one].at)]
             found = group.setdefault(name, Heard(protocol))
+        found.take_head(call["audit"])
         before = self.standing(found, time.time()), found.told
         found.at, found.gone, found.key = time.time(), 0.0, call.caller.key
         found.protocol = protocol
@@ -2632,7 +2657,8 @@ class Pollers:
         for (site, user), group in list(self.known.items()):
             for name, found in list(group.items()):
                 if found.at - found.kept > most:
-                    due.append((site, user, name, found.protocol, found.at, json.dumps(found.told)))
+                    due.append((site, user, name, found.protocol, found.at,
+                                json.dumps(dict(found.told, audit=found.head))))
                     found.kept = found.at
                 if found.at < oldest:
                     over.append(((site, user), name))
@@ -2665,9 +2691,9 @@ def list_sites(call):
     for site, user in sorted(there):
         group = relay.pollers.known.get((site, user), {})
         row = dict(dict.fromkeys(PRESENCE), site=site, user=user, state="never", heard=None, poller="",
-                   waiting=0, waiting_since=None)
+                   audit="", waiting=0, waiting_since=None)
         row.update(dict(waiting.get((site, user), ())))
-        rows += [dict(row, poller=name, heard=found.at,
+        rows += [dict(row, poller=name, heard=found.at, audit=found.head,
                       **dict(found.told, state=relay.pollers.standing(found, now)))
                  for name, found in sorted(group.items())]
         rows += [] if group else [row]
@@ -6825,6 +6851,22 @@ def cmd_sites(options):
                   SITE_COLUMNS, width))
 
 
+def cmd_witness(options):
+    """What this relay has seen of the audit logs of a site's pollers: the furthest of each, and the one that
+    came with each result."""
+    store, conf = open_store(options)
+    rows = [{"at": row["heard"], "of": row["poller"], "audit": row["audit"]}
+            for row in ask_running_relay(store, "sites")["sites"]
+            if row["site"] == options.site and row["audit"]]
+    rows += [{"at": row["at"], "of": row["accept_id"], "audit": row["audit"]}
+             for row in steps_of(store, "site = ? AND step = 'send-results' AND note LIKE '%audit%'",
+                                 options.site)]
+    for row in rows if not options.json else ():
+        row["at"] = local_time(row["at"])
+    show_rows(options, rows, ("at", "of", "audit"))
+    return 0
+
+
 def cmd_metrics(options):
     """The running relay's figures."""
     store, conf = open_store(options)
@@ -10081,6 +10123,10 @@ SUBCOMMANDS = {
     "history": (cmd_history, "",
                 "When each step of each attempt was made, also of calculations that are removed by now.",
                 "history --since 7d --site u-tokyo --csv", "--since --site --user --csv"),
+    "witness": (cmd_witness, "SITE",
+                "What this relay has seen of the audit logs at a site: the site's security officer compares"
+                " it there (mi_system_remote.py audit verify --witness FILE).",
+                "witness u-tokyo >heads.txt", ""),
     "show": (cmd_show, "ACCEPT_ID",
              "Everything about one calculation. Of the id the first eight characters do.",
              "show d6d9c05a", ""),
@@ -11455,6 +11501,10 @@ if (code) redeem(code[1]); else start();
 
 # ==== Japanese ====
 JA = {
+    "What this relay has seen of the audit logs at a site: the site's security officer compares "
+    "it there (mi_system_remote.py audit verify --witness FILE).":
+        "この中継が見た、サイトの監査ログの末尾の値を示します。サイトのセキュリティ担当者が先方で照合"
+        "します (mi_system_remote.py audit verify --witness FILE)。",
     "%s was not written: in %s stands a secret of this host: %s":
         "%s は書き出していません。%s にこの計算機の秘密が含まれています: %s",
     "%s is there already":

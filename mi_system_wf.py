@@ -643,6 +643,7 @@ def fetch(relay, accept_id, to, wanted, console, patience=None):
         raise Stop(EX_IOERR, "%s: %s%s%s" % (accept_id, error.strerror or error, where, again))
     log("info", accept_id, "9 get-calc-result", files=len(taking.files), missing=len(missing),
         status=info.get("status"))
+    keep_head(accept_id, info)
     for text in taking.open_patterns:
         console.say(_("no result matches %s") % text)
     if taking.kept:
@@ -1268,6 +1269,19 @@ def remembered(relay, accept_id):
     raise Stop(EX_USAGE,
                _("%s: what was declared as its results is not known on this side; say it once more: --out"
                  " NAME... (--out '**': all)") % accept_id)
+
+
+def keep_head(accept_id, info):
+    """Keeps where the external computer's audit log stood: this side is its witness. Its owner's `audit
+    verify --witness` reads the file."""
+    head, folder = info.get("audit"), memory_folder()
+    if folder and isinstance(head, str) and re.match(r"[0-9]{1,15}\.[0-9a-f]{64}\Z", head):
+        try:
+            with open(os.path.join(folder, b"heads"), "a", encoding="utf-8") as out:
+                out.write("%s %s %s %s\n" % (
+                    iso_time(time.time()), printable(info.get("site"))[:200], accept_id, head))
+        except OSError as error:
+            log("info", accept_id, "9 audit head not kept", why=error)
 
 
 def memory_folder(when=None):

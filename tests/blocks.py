@@ -29,7 +29,7 @@ def copied(source, only=()):
     return changed
 
 
-AUDITED = ("gate", "watch", "content", "hold", "seal", "sign", "run", "batch")            # all that decides what runs and what leaves
+AUDITED = ("gate", "watch", "content", "hold", "audit", "seal", "sign", "run", "batch")            # all that decides what runs and what leaves
 READER = "mi_system_remote.py"
 
 

@@ -26,7 +26,7 @@ DECIDERS = ("command_of", "commands_of", "unfit", "shell_words", "permit_command
             "changeable_options", "submit_options", "changed_options", "check_options")
 DOORKEEPERS = ("check_request", "permitted_verb", "check_rules", "original_words", "guard_rules", "permitted_command", "permit_inputs", "begin_putting",
                "open_folder", "open_input", "count_bytes", "owners_key", "let_out", "live_log", "judged_result", "read_piece", "why_kept")
-FIRST = ("shared: gate", "shared: watch", "shared: content", "shared: hold")               # what an owner reads a script for stands before its own rooms
+FIRST = ("shared: gate", "shared: watch", "shared: content", "shared: hold", "shared: audit")               # what an owner reads a script for stands before its own rooms
 BLOCK = shared_blocks.BLOCK
 
 

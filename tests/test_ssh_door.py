@@ -240,7 +240,7 @@ def snapshot(top):
             path = os.path.join(folder, name)
             mode = os.lstat(path).st_mode
             found[path] = open(path, "rb").read() if stat.S_ISREG(mode) else mode
-    return {path: text for path, text in found.items() if not path.endswith((".mi/guard.log", ".mi/doors")) and ".mi/queue." not in path}
+    return {path: text for path, text in found.items() if not path.endswith((".mi/guard.log", ".mi/audit.log", ".mi/doors")) and ".mi/queue." not in path}
 
 
 @pytest.mark.parametrize("door", ["guard", "far"])

@@ -45,7 +45,8 @@ def named(text):
 AFTER_A_RESTORE = {"hand over", "handed over", "control gone"}             # test_restored_relay.py
 AFTER_AN_UPGRADE = {"old state kept"}
 AT_AN_INIT = {"relay made", "site named", "kit made", "certificate made", "enrolled"}        # test_init.py
-ELSEWHERE = AFTER_A_RESTORE | AFTER_AN_UPGRADE | AT_AN_INIT
+AT_A_LONG_LOG = {"log put aside"}                      # test_audit.py
+ELSEWHERE = AFTER_A_RESTORE | AFTER_AN_UPGRADE | AT_AN_INIT | AT_A_LONG_LOG
 
 
 def fault_points(folder):
