@@ -7825,7 +7825,8 @@ class Progress:
 
     def __enter__(self):
         self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
+        if self.total:
+            self.thread.start()
 
     def run(self):
         terminal = sys.stderr.isatty()
@@ -7843,7 +7844,8 @@ class Progress:
 
     def __exit__(self, *what):
         self.over.set()
-        self.thread.join()
+        if self.total:
+            self.thread.join()
 
 
 # ==== the plain way ====

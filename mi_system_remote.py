@@ -8882,17 +8882,18 @@ def in_thread(work, most=None):
     that thread; so do `most` seconds (socket.timeout)."""
     if threading.current_thread() is not threading.main_thread():        # it gets no signals
         return work()
-    done, failed = threading.Event(), []
+    under_way, failed = _thread.allocate_lock(), []
 
     def carry():
         try:
             work()
         except Exception as error:
             failed.append(error)
-        done.set()
+        under_way.release()
 
-    threading.Thread(target=carry, daemon=True).start()
-    if not done.wait(most):
+    under_way.acquire()
+    _thread.start_new_thread(carry, ())                # (a Thread and its Event: 0.3 ms more of every start)
+    if not under_way.acquire(timeout=-1 if most is None else most):
         raise socket.timeout("timed out")
     if failed:
         raise failed[0]
