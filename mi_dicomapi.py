@@ -8578,7 +8578,8 @@ MAX_PATTERNS = 100                 # of one calculation
 
 def nfc_parts(name):
     """name's parts in NFC: the order of a manifest, and what makes two names equal."""
-    if not name.isascii() if hasattr(name, "isascii") else any(c > "\x7f" for c in name):
+    plain = name.isascii() if hasattr(name, "isascii") else all(c < "\x80" for c in name)
+    if not plain and name not in LOG_NAMES:            # (they are in it: to load its tables takes 1 ms)
         import unicodedata
         name = unicodedata.normalize("NFC", name)
     return tuple(name.split("/"))

@@ -1496,7 +1496,7 @@ def token_from(path):
 def read_token(path):
     """The token in a file that nobody else may read. 78 otherwise."""
     try:
-        with open(utf8(path), encoding="ascii", errors="replace") as text:
+        with open(utf8(path), encoding="utf-8", errors="replace") as text:
             if os.fstat(text.fileno()).st_mode & 0o077:
                 raise Stop(EX_CONFIG, _("%s: others may read this token; type: chmod 600 %s") % (path, path))
             return checked_token(text.read(10000), path)
@@ -3054,7 +3054,8 @@ MAX_PATTERNS = 100                 # of one calculation
 
 def nfc_parts(name):
     """name's parts in NFC: the order of a manifest, and what makes two names equal."""
-    if not name.isascii() if hasattr(name, "isascii") else any(c > "\x7f" for c in name):
+    plain = name.isascii() if hasattr(name, "isascii") else all(c < "\x80" for c in name)
+    if not plain and name not in LOG_NAMES:            # (they are in it: to load its tables takes 1 ms)
         import unicodedata
         name = unicodedata.normalize("NFC", name)
     return tuple(name.split("/"))

@@ -629,6 +629,13 @@ def test_names_that_are_not_plain_are_refused_as_inputs_and_leave_nothing(world,
     assert world.rows("SELECT COUNT(*) AS n FROM calculations") == before
 
 
+def test_the_names_of_the_logs_are_in_the_form_in_which_names_are_compared_so_that_nothing_is_loaded_for_them():
+    code = "import sys, mi_system_wf as m; print([m.nfc_parts(name) for name in m.LOG_NAMES] == %r, 'unicodedata' in sys.modules)" % (
+        [(unicodedata.normalize("NFC", name),) for name in relay.LOG_NAMES],)
+    done = subprocess.run([suite.PYTHON, "-S", "-c", code], cwd=suite.ROOT, stdout=subprocess.PIPE, env=dict(suite.clean_env(), PYTHONIOENCODING="utf-8"))
+    assert done.stdout.split() == [b"True", b"False"]
+
+
 def test_odd_but_plain_names_pass_both_ways(world):
     names = sorted(["計算 データ.txt", "a b", "a'b\"c", "-rf", "$(x)", "*", "%2e%2e", "x" * 255, "~", "CON", NFC, "/".join(["y" * 199] * 5), "0", "é/ü/ñ"],
                    key=relay.nfc_parts)
