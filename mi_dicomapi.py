@@ -3164,7 +3164,7 @@ CAUSES = [
     Cause("taken", NOBODY, "the external computer has taken it, and fetches its inputs", "", BY_ITSELF,
           lambda f: f.state in BEFORE_START, "touched"),
     Cause("quiet", STARTER, "its command runs, but has written nothing for a while", RESULT.replace(
-        "result", "output"), "its end, or `cancel`",
+        "result", "output"), "its end, or cancel",
           lambda f: f.state == RUNNING and f.now - f.last_output() > QUIET_AFTER, "output"),
     Cause("running", NOBODY, "its command runs", "", "its end", lambda f: f.state == RUNNING, "started"),
     Cause("undelivered", ADMIN, "its command has ended, and its result waits there: the relay has not taken"
@@ -10580,7 +10580,7 @@ overflow-wrap:anywhere;word-break:break-all}
 .use{fill:var(--work)}.room{fill:none;stroke:var(--soft)}
 noscript{display:block;max-width:44em;margin:8vh auto;padding:0 20px}
 @media (max-width:720px){.bar,main{padding-left:12px;padding-right:12px}.bar>*{margin-right:10px}}
-@media (prefers-reduced-motion:no-preference){tr.new td{animation:new 1.6s}
+@media (prefers-reduced-motion:no-preference){tr.new>*{animation:new 1.6s}
 @keyframes new{from{background:var(--line)}}}
 @media (forced-colors:active){.b-run,.b-move,.on,.up,.use{fill:CanvasText}.down{fill:CanvasText}}
 @media print{.tools,.acts,.skip{display:none}body{overflow:visible}}
@@ -10618,7 +10618,7 @@ well: ['All is well', '異常ありません'],
 w_disk: ['The relay’s disk is full', '中継サーバーのディスクに空きがありません'],
 w_maintenance: ['Maintenance: %t', '保守中: %t'],
 'w_takes-stock': ['Restored from a backup: taking stock', '控えから復元: 各ポーラーに確認中'],
-w_starved: ['Work waits, and nobody takes it: at %n', '待っている計算を受け取るポーラーがありません: %n か所'],
+w_starved: ['Work waits, and nobody takes it (sites: %n)', '待っている計算を受け取るポーラーがありません（%n か所）'],
 w_away: ['%n out of contact', '%n 件が連絡途絶'],
 w_abnormal: ['%n ended abnormally', '%n 件が異常終了'],
 w_expires: ['Expires: %t', '期限切れが近い: %t'],
@@ -10628,7 +10628,7 @@ certificate: ['certificate', '証明書'],
 ofuser: ['token of %s', '%s のトークン'],
 until: ['until %s', '%s まで'],
 maint: ['Maintenance …', '保守 …'],
-mainton: ['Switch maintenance on', '保守を始める'],
+mainth: ['Switch maintenance on', '保守を始める'],
 maintoff: ['End maintenance', '保守を終える'],
 maintsays: ['No new calculations and claims; what runs is brought to its end.',
 '新しい計算の登録と受け渡しを止めます。実行中の計算は最後まで進みます。'],
@@ -10867,7 +10867,8 @@ function table(id, caption, heads, unseen) {
 }
 // Rows by key: what stays is changed where it differs only, so that focus and reading place are kept.
 function rows(body, list, keyOf, make, fill) {
-  const old = body.byKey || new Map(), next = new Map(), held = document.activeElement, fresh = old.size > 0;
+  const old = body.byKey || new Map(), next = new Map(), held = document.activeElement;
+  const fresh = old.size > 0 && !S.chosen;  // chosen ones are no news
   let place = body.firstChild;
   for (const one of list) {
     const key = keyOf(one);
@@ -11077,6 +11078,7 @@ function hash(more) {
 function route() {
   const old = S.view;
   S.view = parse();
+  S.chosen = true;
   const same = old && old.name === S.view.name && old.id === S.view.id && S.fill;
   S.known = '';
   if (!same) {
@@ -11090,6 +11092,7 @@ function draw() {
   const v = S.view.name;
   if (!S.fill) S.fill = {sites: buildSites, calculations: buildCalcs, calculation: buildOne}[v]();
   S.fill(S.data);
+  S.chosen = false;
 }
 function missing() {
   S.fill = null;
@@ -11291,7 +11294,7 @@ function confirm_(place, from, key, name, id) {
   }, onkeydown: (event) => { if (event.key === 'Escape') end(); }}, h('strong', {}, _(key + 'h')), h('p', {},
     _(key +
     'says')), ...(id ? field('last4', _('last4', last)) : []), ...field('reason', _('reason')), wrong,
-  h('div', {class: 'go'}, h('button', {class: 'danger'}, _(id ? key + 'h' : 'mainton')), h('button',
+  h('div', {class: 'go'}, h('button', {class: 'danger'}, _(key + 'h')), h('button',
     {type: 'button',
     onclick: end}, _('no'))));
   place.textContent = '';
@@ -11681,7 +11684,7 @@ JA = {
     "what its batch system waits for": "バッチシステムが待っているものが満たされれば進みます",
     "the external computer has taken it, and fetches its inputs": "外部計算機が受け取り、入力を転送しています",
     "its command runs, but has written nothing for a while": "コマンドは実行中ですが、しばらく何も出力していません",
-    "its end, or `cancel`": "終わりを待つか、`cancel` で止めてください",
+    "its end, or cancel": "終わりを待つか、cancel で止めてください",
     "its command runs": "コマンドを実行中です",
     "its command has ended, and its result is held for a person at the external computer %(site)s":
         "コマンドは終わり、結果は外部計算機 %(site)s で担当者の公開承認を待っています",

@@ -108,6 +108,8 @@ def test_every_word_of_the_page_is_there_in_both_languages_and_is_said():
         assert re.search("[\u3040-\u30ff\u4e00-\u9fff]", japanese) or key in ("c_id", "f_id", "ofn", "other"), key
         stem = next((stem for stem in ("who_", "cancel", "rerun", "maint", "p_", "y_", "w_", "t_", "c_", "s", "k_", "f_") if key.startswith(stem)), None)
         assert "'%s'" % key in script or re.search("'%s|%s:|: '%s" % ((stem, key.strip("_"), key.rstrip("_"))), script), key
+    actions = re.findall(r"confirm_\(\w[^;]*?, '(\w+)', '", script)
+    assert len(actions) == 3 and {action + end for action in actions for end in ("h", "says")} <= set(words), actions
     codes = {cause.code for cause in relay.CAUSES} - {"fetched", "unfetched", "cancelled", "lost", "refused", "timeout", "failed", "abnormal"}
     plain = {"taken", "running", "results-come", "fielded-has-it"}             # the state says it
     assert codes - plain <= {key[2:] for key in words if key.startswith("y_")}, codes - plain - {key[2:] for key in words if key.startswith("y_")}
@@ -319,6 +321,7 @@ def test_what_ended_abnormally_is_run_again_and_maintenance_begins_and_ends(full
     page.keyboard.press("Enter")
     becomes(page, "document.querySelectorAll('#steps tbody tr').length == 9")
     assert full.world.state_of(accept_id) == relay.ALLOWED
+    becomes(page, "document.querySelector('#why').innerText.includes('(attempt 2): once more (by an operator)')")
     page.click("#maint")
     page.fill("#reason", "new disk")
     page.keyboard.press("Enter")
@@ -339,10 +342,12 @@ def test_who_only_looks_has_no_button_to_act(full, look):
 
 def test_a_change_is_drawn_where_it_is_and_who_reads_keeps_his_place(full, look):
     looker = look(full.world)
-    page = looker.go("#/calculations?show=all", "#calcs tbody tr")
+    page = looker.go("#/calculations?show=needs", "#calcs tbody tr")
+    looker.go("#/calculations?show=all", ".tabs a[aria-current][href*=all]")
+    assert page.evaluate("document.querySelectorAll('tr.new').length") == 0, "what was asked for is no news"
     page.evaluate("window.kept = document.querySelectorAll('#calcs tbody a')[5]; kept.focus(); window.scrollTo(0, 80);")
     accept_id = full.world.client().register("hello")
-    page.wait_for_selector("a[href='#/calculation/%s']" % accept_id)
+    page.wait_for_selector("tr.new a[href='#/calculation/%s']" % accept_id)
     assert page.evaluate("document.activeElement === kept && kept.isConnected && window.scrollY >= 80")
     asked = len(looker.asked)
     page.wait_for_timeout(1500)
