@@ -3742,9 +3742,9 @@ class Board:
         self.slow_until = 0.0
 
     def touch(self):
-        """Something has changed that somebody may see."""
+        """Something has changed that somebody may see. Who waits is told at the next tick(), and not here:
+        what has changed is on its way to who waits for it alone, and comes first."""
         self.changed = True
-        self.turn()
 
     def turn(self):
         """A new round, if something has changed and it is time for one: who waits looks again."""

@@ -414,8 +414,8 @@ def test_one_answer_is_made_for_all_who_may_see_the_same_and_none_while_nothing_
     begun = time.monotonic()
     again = lookers[0].ok("GET", "v2/board", {"v": 2, "known": found[0]["stamp"], "wait": 1})
     assert again["same"] is True and "sites" not in again and time.monotonic() - begun > 0.9
-    made = []
-    board = relay.Board(type("Relay", (), {"front": type("Front", (), {"fire": staticmethod(lambda key: None)})}))
+    made, told = [], []
+    board = relay.Board(type("Relay", (), {"front": type("Front", (), {"fire": staticmethod(told.append)})}))
     monkeypatch.setattr(board, "make", lambda right, question: made.append((right, question)) or ("s%d" % len(made), "{}"))
     for turn in range(5):
         assert board.answer("everybody", "sites") == ("s1", "{}")
@@ -426,8 +426,12 @@ def test_one_answer_is_made_for_all_who_may_see_the_same_and_none_while_nothing_
     for turn in range(100):
         board.touch()
     assert board.answer("everybody", "sites")[0] == "s3" and board.changed, "not oftener than once a second, and not forgotten"
+    told.clear()
     board.next_round = 0.0
+    board.touch()
+    assert not told, "who waits for the change itself comes first"
     board.tick()
+    assert told == [("board",)]
     assert board.answer("everybody", "sites")[0] == "s4" and not board.changed
 
 
