@@ -6824,6 +6824,8 @@ class OrderRules:
                 self.check_signer(order, signer, command)
                 self.check_time(order, signer, now)
             return order
+        except Forbidden:
+            raise
         except ValueError as error:
             raise Forbidden(_("this order does not run here: %s") % error)
 
@@ -6855,10 +6857,15 @@ class OrderRules:
             raise ValueError(_("[signer %s] is not in its time (since, until)") % signer.name)
         if now + CLOCK_SKEW < order["not_before"]:
             raise ValueError(_("its time has not come yet; are the clocks of both hosts right?"))
-        if now >= order["expires"]:
-            raise ValueError(_("it has expired; order it anew"))
+        self.check_end(order, now)
         if order["not_before"] < self.accept_after or order["not_before"] + CLOCK_SKEW < self.begun(now):
             raise ValueError(_("it was signed before this host began to remember orders; order it anew"))
+
+    @staticmethod
+    def check_end(order, now):
+        """Forbidden if its time is over."""
+        if now >= order["expires"]:
+            raise Forbidden(_("this order does not run here: %s") % _("it has expired; order it anew"))
 
     # Each runs once. The list of those that were used: a line `begun TIME`, then `NONCE UNTIL MARK` each.
 
@@ -6885,8 +6892,7 @@ class OrderRules:
         if another one has used it, or its time is over by now."""
         if not order or not self.needed(command):
             return
-        if now >= order["expires"]:
-            raise Forbidden(_("this order does not run here: %s") % _("it has expired; order it anew"))
+        self.check_end(order, now)
         mark = os.path.join(control, b"order.mark")
         if not os.path.exists(mark):
             replace_synced(mark, os.urandom(16).hex().encode())

@@ -1,12 +1,19 @@
 """Signed orders and results: an external computer runs only what a person on its list has signed, each order once; results are taken only if it has
 signed them. The relay in between can drop work, and do nothing else."""
+import base64
 import json
 import os
 import subprocess
+import time
+import types
 
+import blocks as shared_blocks
+import fake_relay
 import pytest
 import suite
 from suite import wait_until
+
+SEAL = suite.module("mi_system_remote.py")
 
 
 class Signing(suite.World):
@@ -113,3 +120,282 @@ def test_a_module_that_starts_again_finds_its_order_and_takes_the_results_of_the
     world.began()
     again = world.order("--request-id", "r1", "--require-signed-by", world.gate_key + ".pub")
     assert again.returncode == 0 and "found again" in again.stdout and first.stdout.strip() in again.stdout and len(world.ran()) == 1, again
+
+
+# ---- a relay that was taken over: it has all that a real one has, and does what it likes
+
+def signed(fields, key, space=None):
+    """A signed text."""
+    return SEAL.signed_text(fields, key, space or SEAL.ORDER_SPACE)
+
+
+def given(data, **more):
+    """An entry of a manifest that brings its bytes along."""
+    return dict(fake_relay.entry(data), data=base64.b64encode(data).decode(), **more)
+
+
+class TakenOver:
+    """A fake relay with a poller that wants signatures; orders are handed out one after the other."""
+
+    def __init__(self, folder):
+        suite.needs("ssh-keygen")
+        self.folder, self.fake, self.words, self.place = folder, fake_relay.Fake(), {}, 0
+        self.keys = {name: os.path.join(folder, name) for name in ("alice", "mallory", "old", "narrow", "late", "bob")}
+        lines, more = "", {"old": "revoked = yes", "narrow": "commands = other", "late": "since = 2001-01-01\nuntil = 2002-01-01", "bob": "sites = elsewhere"}
+        for name, path in self.keys.items():
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", path], check=True)
+            with open(path + ".pub") as text:
+                lines += "[signer %s]\nkey = %s\n%s\n" % (name, text.read().strip(), more.get(name, "")) if name != "mallory" else ""
+        self.ledger, script = os.path.join(folder, "ledger"), os.path.join(folder, "work.sh")
+        with open(script, "w") as out:
+            out.write("#!/bin/sh\necho \"$MI_RUN $1\" >>%s\ncat in.txt >out.txt\n" % self.ledger)
+        os.chmod(script, 0o755)
+        with open(os.path.join(folder, "token"), "w") as out:
+            out.write("t" * 64 + "\n")
+        os.chmod(out.name, 0o600)
+        self.ini = os.path.join(folder, "poller.ini")
+        with open(self.ini, "w") as out:
+            out.write("[poller]\nsite = s\nurl = %s\ntoken_file = %s/token\ncalc_base = %s/base\naccept_after = 2020-01-01\npoll = 1s\n%s" % (
+                self.fake.url, folder, folder, lines))
+            for name in ("work", "other"):
+                out.write("[command %s]\nargv =\n    %s\n    {parameters}\nmatch = %s\nargument.1 = [a-z]*\n" % (name, script, name))
+        self.inputs = {"in.txt": given(b"hello\n")}
+        self.fake.misbehave = lambda request: (request.ok(files=self.inputs, next=None)
+                                               if request.method == "GET" and request.name.endswith("/input") else None)
+
+    def order(self, **changes):
+        """The fields of an order as the workflow side makes it."""
+        now = int(time.time())
+        rows = [(name, entry["size"], entry["sha256"], entry.get("x", False)) for name, entry in self.inputs.items()]
+        return dict({"v": 1, "site": "s", "user": "alice", "request_id": "r", "command": "work", "parameters": "a", "inputs": SEAL.sum_of_manifest(rows),
+                     "result_files": ["out.txt"], "result_patterns": [], "nonce": os.urandom(16).hex(), "not_before": now, "expires": now + 600}, **changes)
+
+    def info(self, signed_text, **changes):
+        """The calc-info of an order."""
+        found = dict({"command": "work", "remote-site": "s", "parameters": "a", "result_files": {"out.txt": {}}, "result_patterns": []}, **changes)
+        return dict(found, signed=signed_text) if signed_text is not None else found
+
+    def hand_out(self, word, info, inputs=None, attempt=1, accept_id=None, claim=None):
+        """This one is handed out; word: what its refusal says, None if it runs."""
+        self.place += 1
+        accept_id = accept_id or "01234567-0123-0123-0123-%012d" % self.place
+        self.words.setdefault(accept_id, []).append(word)
+        self.fake.orders.append({"accept_id": accept_id, "claim": claim or "1.%d" % self.place, "attempt": attempt, "lease": 300, "complete": True,
+                                 "inputs": {"files": self.inputs if inputs is None else inputs, "next": None}, "calc-info": info})
+        return accept_id
+
+    def runs(self):
+        if not os.path.exists(self.ledger):
+            return []
+        with open(self.ledger) as text:
+            return text.read().splitlines()
+
+    def ends(self):
+        """{accept_id: [the reasons of its ends]} as the relay was told."""
+        found = {}
+        for fields in list(self.fake.given):
+            if fields.get("result") in ("calc end", "abnormal"):
+                found.setdefault(fields["accept_id"], []).append(fields["reason"])
+        return found
+
+
+def handed_out(made):
+    """Every way of a relay to have something done that was not signed, or not once."""
+    alice = made.keys["alice"]
+    good = signed(made.order(), alice)
+    line, newline, armored = good.partition("\n")
+    made.good = good
+    made.hand_out(None, made.info(good))
+    for word, text in (("not signed", None), ("not signed", ""), ("not signed", line), ("not signed", line + "\n"),
+                       ("not signed", good[:-30]), ("not signed", line + "\n" + armored.replace("SSH SIGNATURE", "PGP SIGNATURE")),
+                       ("not on this host's list", signed(made.order(), made.keys["mallory"])),
+                       ("not signed", signed(made.order(), alice, SEAL.RESULT_SPACE)), ("does not fit", signed(made.order(), alice).partition("\n")[0] + "\n" + armored)):
+        made.hand_out(word, made.info(text))
+    for changes in ({"command": "other"}, {"parameters": "b"}, {"parameters": ""}, {"result_files": {}}, {"result_files": {"out.txt": {}, "in.txt": {}}},
+                    {"result_patterns": ["**"]}):
+        made.hand_out("not what was signed", made.info(signed(made.order(), alice), **changes))
+    hello = made.inputs["in.txt"]
+    for inputs in ({"in.txt": given(b"HELLO\n")}, {"ni.txt": hello}, {}, {"in.txt": hello, "more.txt": given(b"")}, {"in.txt": dict(hello, x=True)}, {"in.txt": hello, "d/": fake_relay.entry(b"")}):
+        made.hand_out("not those that were signed", made.info(signed(made.order(), alice)), inputs)
+    order = made.order()
+    text = signed(order, alice)
+    for key, value in order.items():                   # each field another one, under the same signature
+        other = dict(order, **{key: value + 1 if isinstance(value, int) else value + ["x"] if isinstance(value, list) else value + "0"})
+        made.hand_out("does not fit", made.info(json.dumps(other, sort_keys=True, separators=(",", ":")) + "\n" + text.partition("\n")[2]))
+    now = int(time.time())
+    for word, key, changes in (("for site", "alice", {"site": "elsewhere"}), ("signs for user", "alice", {"user": "bob"}), ("expired", "alice", {"expires": now - 1}),
+                               ("expired", "alice", {"expires": now}), ("not come yet", "alice", {"not_before": now + 3600}),
+                               ("began to remember", "alice", {"not_before": now - 3600}), ("began to remember", "alice", {"not_before": 1500000000}),
+                               ("revoked", "old", {"user": "old"}), ("may not order", "narrow", {"user": "narrow"}), ("not in its time", "late", {"user": "late"}),
+                               ("for site", "bob", {"user": "bob"}), ("what an order says", "alice", {"more": 1}), ("what an order says", "alice", {"v": 2}),
+                               ("what an order says", "alice", {"nonce": "0"})):
+        made.hand_out(word, made.info(signed(made.order(**changes), made.keys[key])))
+    again = made.hand_out("used already", made.info(good))               # replayed: as another one, as its next attempt, under its old claim
+    made.hand_out("used already", made.info(good), accept_id=again, attempt=2)
+    made.hand_out("used already", made.info(good, rerun=1), accept_id=min(made.words), attempt=2)
+    made.hand_out("used already", made.info(good, rerun=2), accept_id=min(made.words), attempt=3, claim="1.1")
+
+
+def test_a_relay_that_was_taken_over_has_nothing_run_but_what_was_signed_and_that_once(tmp_path):
+    made = TakenOver(str(tmp_path))
+    handed_out(made)
+    wanted = sum(map(len, made.words.values()))
+    assert wanted > 45
+    poller = suite.Process("mi_system_remote.py", ["poll", "--ini", made.ini], str(tmp_path))
+    try:
+        wait_until(lambda: sum(map(len, made.ends().values())) >= wanted and made.fake.ended >= wanted or not poller.alive(), 120)
+        found = {accept_id: [(word, reason) for word, reason in zip(words, made.ends()[accept_id])] for accept_id, words in made.words.items()}
+        wrong = [pair for pairs in found.values() for pair in pairs if not (pair[1] == "" if pair[0] is None else pair[0] in pair[1])]
+        assert not wrong, wrong
+        assert made.runs() == [min(made.words) + ".1 a"], made.runs()
+        poller.stop()                                  # a poller that was started anew knows it from its disk
+        again = made.hand_out("used already", made.info(made.good))
+        poller = suite.Process("mi_system_remote.py", ["poll", "--ini", made.ini], str(tmp_path))
+        assert "used already" in wait_until(lambda: made.ends().get(again))[0] and len(made.runs()) == 1
+    finally:
+        poller.kill()
+        made.fake.stop()
+    assert "Traceback" not in poller.text() and "bug=" not in poller.text()
+
+
+def test_a_relay_that_says_it_is_a_fielded_one_has_nothing_run_and_gets_no_order(tmp_path):
+    made, named = TakenOver(str(tmp_path)), []
+
+    def fielded(request):
+        def answer(first):
+            return 200, json.dumps({"errors": [first]}).encode(), ()
+        if request.name == "version":
+            return 404, b"{}", ()
+        if request.name == "calc-request" and not named:
+            named.append(1)
+            return answer({"code": 200, "message": "", "accept_id": fake_relay.ACCEPT_ID})
+        if request.name == "calc-params":
+            info = made.info(signed(made.order(), made.keys["alice"]), parameter_files={"in.txt": [base64.b64encode(b"hello\n").decode(), "x", "charset=binary"]})
+            return 200, json.dumps({"calc-info": info}).encode(), ()
+        return answer({"code": "0300" if request.name == "calc-request" else 200, "message": "status:x"})
+
+    made.fake.misbehave = fielded
+    poller = suite.Process("mi_system_remote.py", ["poll", "--ini", made.ini], str(tmp_path))
+    try:
+        wait_until(lambda: "end-send" in made.fake.names() or not poller.alive())
+        assert made.runs() == [] and "not signed" in poller.text()
+        (tmp_path / "in.txt").write_text("hello\n")
+        done = suite.run("mi_system_wf.py", "run", "s", "work", "--in", "in.txt", "--out", "out.txt", "--sign-key", made.keys["alice"], "--url", made.fake.url,
+                         "--token-file", os.path.join(made.folder, "token"), cwd=str(tmp_path))
+        assert done.returncode == 76 and "add-calcinfo" not in made.fake.names(), done
+    finally:
+        poller.kill()
+        made.fake.stop()
+
+
+@pytest.mark.parametrize("point", ["order marked", "order used", "starting unnoted", "starting noted"])
+def test_killed_at_any_point_of_its_use_an_order_runs_once(point, tmp_path):
+    made = TakenOver(str(tmp_path))
+    good = signed(made.order(), made.keys["alice"])
+    first = made.hand_out(None, made.info(good))
+    words = ["poll", "--ini", made.ini]
+    poller = suite.Process("mi_system_remote.py", words, str(tmp_path), env=suite.clean_env(MI_FAULT=point))
+    try:
+        assert poller.popen.wait(20) == -9, poller.text()
+        again = made.hand_out("used already", made.info(good))
+        poller = suite.Process("mi_system_remote.py", words, str(tmp_path))
+        wait_until(lambda: {first, again} <= set(made.ends()))
+        assert made.ends()[first] == [""] and "used already" in made.ends()[again][0] and made.runs() == [first + ".1 a"]
+    finally:
+        poller.kill()
+        made.fake.stop()
+
+
+DEFENCES = {  # what of a defence is taken away: (its text, what stands there then)
+    "unsigned orders": ("        needed = self.needed(command)\n", "        needed = False\n"),
+    "the list": ("    if key not in trusted:\n", "    if False:\n"),
+    "the signature": ("    if not good:\n", "    if False:\n"),
+    "the namespace": (" and named == space.encode()\n", "\n"),
+    "S below the number of points": ("or s >= POINTS or", "or"),
+    "what is asked for": ("        if other:\n            raise ValueError(_(\"what is asked", "        if False:\n            raise ValueError(_(\"what is asked"),
+    "the inputs": ("if self.signed and sum_of_manifest(rows) != self.signed", "if False and sum_of_manifest(rows) != self.signed"),
+    "revoked keys": ("        if signer.revoked:\n", "        if False:\n"),
+    "whose key it is": ("        if order[\"user\"] != signer.user:\n", "        if False:\n"),
+    "the site": ("        if not here:\n", "        if False:\n"),
+    "the sites of a key": ("and (not signer.sites or order[\"site\"] in signer.sites)", ""),
+    "the commands of a key": ("        if signer.commands and command", "        if False and command"),
+    "a key's time": ("        if signer.since and now < signer.since or", "        if False and now < signer.since or False and"),
+    "not before": ("        if now + CLOCK_SKEW < order", "        if False and now + CLOCK_SKEW < order"),
+    "expired": ("        if now >= order[\"expires\"]:\n", "        if False:\n"),
+    "expired in that moment": ("        if now >= order[\"expires\"]:\n", "        if now > order[\"expires\"]:\n"),
+    "before the memory": ("< self.accept_after or order[\"not_before\"] + CLOCK_SKEW < self.begun(now):", "< self.accept_after or self.begun(now) < 0:"),
+    "accept_after": ("if order[\"not_before\"] < self.accept_after or order[\"not_before\"] + CLOCK_SKEW < self.begun(now):", "if self.begun(now) < 0:"),
+    "unknown fields": ("isinstance(order, dict) and set(order) == set(ORDER_FIELDS) and", "isinstance(order, dict) and"),
+    "single use": ("        if found and found.group(1) != mark:\n", "        if False:\n"),
+    "which run has used it": ("        if found and found.group(1) != mark:\n", "        if found:\n")}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """handed_out() as a list: [(word, calc-info, inputs, accept_id)], when it was made, and the poller's ini."""
+    made = TakenOver(str(tmp_path_factory.mktemp("table")))
+    handed_out(made)
+    good = made.good.partition("\n")
+    armor = good[2].split("\n")
+    blob = bytearray(base64.b64decode("".join(armor[1:-2])))
+    blob[-32:] = (int.from_bytes(blob[-32:], "little") + SEAL.POINTS).to_bytes(32, "little")
+    made.hand_out("used already", made.info(made.good), accept_id="the same run")
+    lines = base64.b64encode(bytes(blob)).decode()
+    made.hand_out("does not fit", made.info("%s\n%s\n%s\n%s\n" % (good[0], armor[0], lines, armor[-2])))
+    words = [(accept_id, word) for accept_id, found in made.words.items() for word in found]
+    rows = []
+    for order in made.fake.orders:
+        place = next(n for n, (accept_id, word) in enumerate(words) if accept_id == order["accept_id"])
+        rows.append((words.pop(place)[1], order["calc-info"], order["inputs"]["files"], order["accept_id"]))
+    made.fake.stop()
+    return rows, int(time.time()), made.ini
+
+
+def judged_otherwise(module, table, folder):
+    """The rows of the table that this module judges otherwise than it should."""
+    rows, now, ini = table
+    settings, wrong = module.read_ini(ini, module.INI_KEYS), []
+    folder.mkdir()
+    rules = module.order_rules(ini, settings, "poller", os.fsencode(str(folder)), ["s"])
+    commands = module.commands_of(ini, settings)
+    rules.begun(now)
+
+    def judge(info, inputs, control, now):
+        run = types.SimpleNamespace(order=dict(info, result_files=info["result_files"]), gate=types.SimpleNamespace(orders=rules),
+                                    command=commands[info["command"]], last=lambda what: None, signed={})
+        wanted = dict({key: info[key] for key in ("command", "parameters", "result_patterns")}, result_files=sorted(info["result_files"]))
+        run.signed = rules.permit(info.get("signed", ""), wanted, run.command, now)
+        module.GateRun.permit_inputs(run, [(name, one["size"], one["sha256"], one.get("x", False)) for name, one in inputs.items()])
+        rules.use(run.signed, run.command, control, now)
+
+    for number, (word, info, inputs, accept_id) in enumerate(rows):
+        control = os.path.join(os.fsencode(str(folder)), b"%d" % number)
+        os.makedirs(control)
+        try:
+            judge(info, inputs, control, now)
+            if number == 0:                            # the same run once more, as after a crash
+                rules.use(rules.permit(info["signed"], {}, commands["work"], now), commands["work"], control, now)
+            said = None
+        except module.Forbidden as error:
+            said = str(error)
+        except KeyError as error:
+            said = repr(error)
+        if (said is None) != (word is None) or word and word not in said:
+            wrong.append((word, said))
+    try:
+        judge(rows[0][1], rows[0][2], control, json.loads(rows[0][1]["signed"].partition("\n")[0])["expires"])
+        wrong.append("the moment of its end")
+    except module.Forbidden as error:
+        wrong += [] if "expired" in str(error) else [str(error)]
+    return wrong
+
+
+def test_each_defence_is_what_stops_its_way(table, tmp_path):
+    with open(suite.script("mi_system_remote.py"), encoding="utf-8") as text:
+        blocks = "".join(found.group(0) + "\n" for found in shared_blocks.BLOCK.finditer(text.read()) if found.group(1) in ("watch", "seal", "sign"))
+    assert judged_otherwise(SEAL, table, tmp_path / "whole") == []
+    for number, (name, (old, new)) in enumerate(sorted(DEFENCES.items())):
+        assert blocks.count(old) == 1, (name, blocks.count(old))
+        without = dict(vars(SEAL))
+        exec(compile(blocks.replace(old, new), name, "exec"), without)
+        assert judged_otherwise(types.SimpleNamespace(**without), table, tmp_path / str(number)), "nothing misses: " + name
