@@ -1,6 +1,8 @@
 """Signed orders and results: an external computer runs only what a person on its list has signed, each order once; results are taken only if it has
 signed them. The relay in between can drop work, and do nothing else."""
 import base64
+import hashlib
+import inspect
 import json
 import os
 import subprocess
@@ -13,7 +15,7 @@ import pytest
 import suite
 from suite import wait_until
 
-SEAL = suite.module("mi_system_remote.py")
+SEAL, WF = suite.module("mi_system_remote.py"), suite.module("mi_system_wf.py")
 
 
 class Signing(suite.World):
@@ -354,7 +356,7 @@ def table(tmp_path_factory):
 def judged_otherwise(module, table, folder):
     """The rows of the table that this module judges otherwise than it should."""
     rows, now, ini = table
-    settings, wrong = module.read_ini(ini, module.INI_KEYS), []
+    settings = module.read_ini(ini, module.INI_KEYS)
     folder.mkdir()
     rules = module.order_rules(ini, settings, "poller", os.fsencode(str(folder)), ["s"])
     commands = module.commands_of(ini, settings)
@@ -381,21 +383,139 @@ def judged_otherwise(module, table, folder):
         except KeyError as error:
             said = repr(error)
         if (said is None) != (word is None) or word and word not in said:
-            wrong.append((word, said))
+            yield word, said
     try:
         judge(rows[0][1], rows[0][2], control, json.loads(rows[0][1]["signed"].partition("\n")[0])["expires"])
-        wrong.append("the moment of its end")
+        yield "the moment of its end"
     except module.Forbidden as error:
-        wrong += [] if "expired" in str(error) else [str(error)]
-    return wrong
+        if "expired" not in str(error):
+            yield str(error)
 
 
 def test_each_defence_is_what_stops_its_way(table, tmp_path):
     with open(suite.script("mi_system_remote.py"), encoding="utf-8") as text:
         blocks = "".join(found.group(0) + "\n" for found in shared_blocks.BLOCK.finditer(text.read()) if found.group(1) in ("watch", "seal", "sign"))
-    assert judged_otherwise(SEAL, table, tmp_path / "whole") == []
+    assert list(judged_otherwise(SEAL, table, tmp_path / "whole")) == []
     for number, (name, (old, new)) in enumerate(sorted(DEFENCES.items())):
         assert blocks.count(old) == 1, (name, blocks.count(old))
         without = dict(vars(SEAL))
         exec(compile(blocks.replace(old, new), name, "exec"), without)
-        assert judged_otherwise(types.SimpleNamespace(**without), table, tmp_path / str(number)), "nothing misses: " + name
+        assert next(judged_otherwise(types.SimpleNamespace(**without), table, tmp_path / str(number)), None), "nothing misses: " + name
+
+
+class Results:
+    """A relay with the results of a calculation, which it may change. order: the text that was signed; alter(info, server, statement): what it does."""
+
+    def __init__(self, folder):
+        suite.needs("ssh-keygen")
+        self.folder, self.alter = folder, None
+        self.keys = {name: os.path.join(folder, name) for name in ("alice", "gate", "mallory")}
+        for name, path in self.keys.items():
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", path], check=True)
+        self.fake = fake_relay.Fake(misbehave=self.hand_over)
+        self.hold = {}                                 # what an earlier calculation had
+        self.orders = []
+
+    def statement(self, results, order, key="gate", space=None, said=None, **more):
+        """What the gate signs."""
+        told = dict({"v": 1, "site": "s", "run": fake_relay.ACCEPT_ID + ".1", "exit_code": 0, "signal": None, "reason": "", "release": "", "rules": "0" * 64,
+                     "order": hashlib.sha256(order.partition("\n")[0].encode()).hexdigest(),
+                     "manifest": SEAL.sum_of_manifest((name, len(data), hashlib.sha256(data).hexdigest(), False) for name, data in results.items()),
+                     "stays": hashlib.sha256(json.dumps(said or {"missing": {}, "refused": {}, "verdicts": {}}, sort_keys=True).encode()).hexdigest()}, **more)
+        return SEAL.signed_text(told, self.keys[key], space or SEAL.RESULT_SPACE)
+
+    def hand_over(self, request):
+        server = self.fake
+        if request.name == "add-calcinfo":
+            data = request.rfile.peek(request.left)[:request.left]
+            self.orders.append(json.loads(data.decode())["calc-info"].get("signed", ""))
+        if request.name == "get-calc-result":
+            server.results, server.info = {"out.txt": b"result\n"}, {"verdicts": {}}
+            server.info.update(self.alter(server, self.orders[-1]) or {})
+        return None
+
+    def fetched(self, alter):
+        """What becomes of a calculation whose results the relay alters: exit code or that of a Stop; and is there a result?"""
+        self.alter, to = alter, os.path.join(self.folder, "to%d" % len(self.orders))
+        try:
+            code = WF.run(self.fake.url, "s", "work", [], ["out.txt", "more*"], token="t" * 64, to=to, sign_key=self.keys["alice"],
+                          require_signed_by=self.keys["gate"] + ".pub").exit_code
+        except WF.Stop as stop:
+            code = "%d %s" % (stop.code, stop)
+        return code, os.path.exists(os.path.join(to, "out.txt"))
+
+
+GOOD = {"out.txt": b"result\n"}
+REASONS = {"missing": {"x": "not there"}, "refused": {"*": "refused: 1"}, "verdicts": {"refused": {"count": 1, "names": []}}}
+
+
+def with_results(made, results, **more):
+    """A relay that gives other results than were signed."""
+    def alter(server, order):
+        server.results = results
+        return dict({"signed": made.statement(GOOD, order)}, **more)
+    return alter
+
+
+def altered(made):
+    """{name: (what a relay does with the results, the exit code, is there a result?)}; code 76: they are not believed."""
+    old = made.statement(GOOD, "an older order")
+    say = lambda **how: lambda server, order: {"signed": made.statement(GOOD, order, **how)}     # noqa: E731
+    change = lambda turn: lambda server, order: {"signed": turn(made.statement(GOOD, order))}     # noqa: E731
+    found = {
+        "in order": (say(), 0), "exit code": (lambda server, order: {"signed": made.statement(GOOD, order, exit_code=3, reason="exit code 3"), "exit_code": 0}, 3),
+        "signal": (lambda server, order: {"signed": made.statement(GOOD, order, exit_code=137, signal=9), "exit_code": 0, "signal": None}, 137),
+        "it was refused": (lambda server, order: {"signed": made.statement(GOOD, order, exit_code=None, reason="refused: no"), "exit_code": 0}, 77),
+        "success made of nothing": (lambda server, order: {"signed": made.statement(GOOD, order, exit_code=None, reason="disk"), "exit_code": 0}, 74),
+        "not signed": (lambda server, order: {}, 76), "empty": (lambda server, order: {"signed": ""}, 76), "no text": (lambda server, order: {"signed": [1]}, 76),
+        "null": (lambda server, order: {"signed": None}, 76), "forged": (say(key="mallory"), 76), "the orderer's own key": (say(key="alice"), 76),
+        "an order's signature": (say(space=SEAL.ORDER_SPACE), 76), "of another calculation": (lambda server, order: {"signed": old}, 76),
+        "of another site": (say(site="elsewhere"), 76), "another form": (say(v=2), 76),
+        "cut off": (change(lambda text: text[:-40]), 76), "only its line": (change(lambda text: text.partition("\n")[0]), 76),
+        "its line cut": (change(lambda text: text[3:]), 76), "exit code in it": (change(lambda text: text.replace('"exit_code":0', '"exit_code":1')), 76),
+        "other bytes": (with_results(made, {"out.txt": b"RESULT\n"}), 76), "fewer": (with_results(made, {}), 76),
+        "more": (with_results(made, dict(GOOD, more=b"x")), 76), "swapped names": (with_results(made, {"more": GOOD["out.txt"]}), 76),
+        "an empty one": (with_results(made, {"out.txt": b""}), 76),
+        "what stays is not told": (say(said=REASONS), 76), "what stays is made up": (with_results(made, GOOD, **REASONS), 76),
+        "what stays": (lambda server, order: dict(REASONS, signed=made.statement(GOOD, order, said=REASONS)), 65)}
+    return found
+
+
+def test_results_are_believed_only_as_they_were_signed_for_this_order_and_nothing_else_is_put_in_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    made = Results(str(tmp_path))
+    try:
+        wrong = {}
+        for name, (alter, code) in altered(made).items():
+            found, there = made.fetched(alter)
+            if not (found == code and there or code == 76 and str(found).startswith("76 ") and not there):
+                wrong[name] = found, there
+        assert not wrong, wrong
+        last = made.orders[-1]
+        code, there = made.fetched(lambda server, order: {"signed": made.statement(GOOD, last)})         # repeated: of the same request before
+        assert str(code).startswith("76 ") and not there
+        with open(made.keys["gate"] + ".pub", "w") as out:
+            out.write("nothing\n")
+        assert str(made.fetched(lambda server, order: {"signed": made.statement(GOOD, order)})[0]).startswith("76 ")
+    finally:
+        made.fake.stop()
+
+
+WITHOUT = dict({"the signature": ("    check_signature(line", "    (lambda *words: None)(line"), "whose exit code": ("exit_code=told[", "exit_code=info[")},
+               **{key: ("if told.get(key) !=", "if key != %r and told.get(key) !=" % key) for key in ("v", "order", "site", "manifest", "stays")})
+
+
+def test_each_defence_is_what_keeps_a_result_from_being_believed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    made, source = Results(str(tmp_path)), inspect.getsource(WF.believed)
+    try:
+        for name, (old, new) in WITHOUT.items():
+            assert source.count(old) == 1, name
+            space = dict(vars(WF))
+            exec(compile(source.replace(old, new), name, "exec"), space)
+            monkeypatch.setattr(WF, "believed", space["believed"])
+            found = ((made.fetched(alter)[0], code) for alter, code in altered(made).values())
+            missed = (one for one, code in found if one != code and not (code == 76 and str(one).startswith("76 ")))
+            assert next(missed, None) is not None, "nothing misses: " + name
+    finally:
+        made.fake.stop()
