@@ -3642,6 +3642,8 @@ def cmd_guard(options):
         os.makedirs(os.path.join(folder, b".mi"), 0o700, exist_ok=True)
     audit_into(guard_audit(rules), rules["ini"],
                " ".join(["ssh", os.environ.get("SSH_CONNECTION", "-").split(" ")[0], rules["key"]]).strip())
+    if rules["orders"].signers:
+        rules["orders"].begun(time.time())             # what was signed before does not run
     text = os.environ.get("SSH_ORIGINAL_COMMAND", "")
     try:
         words = original_words(text)
@@ -3700,6 +3702,9 @@ def guard_rules(options):
     rules["top"] = os.path.realpath(top)
     rules["base"] = os.path.join(rules["top"], utf8(name)) if name else rules["top"]
     rules["umask"], rules["ini"] = os.umask(0o077), ini
+    # one memory for all keys: what one has used no other one uses
+    rules["orders"] = order_rules(ini, rules, "ssh guard", os.path.join(rules["top"], b".mi"),
+                                  rules["ssh guard"]["site"])
     return rules
 
 
@@ -3886,14 +3891,14 @@ REQUEST_FIELDS = {             # each word of a request: its kind. OPTIONAL_FIEL
     "from": LENGTH, "inputs": is_bool, "names": list_of(is_name, 2000), "mtime": TIME,
     "pack": lambda value: is_bool(value) or value == "zstd", "zstd": is_bool,
     "but": list_of(text_like(".{0,2000}"), 20000), "more": is_bool, "discard": is_bool,
-    "after": lambda value: value == "" or text_like(IDENT)(value)}
+    "after": lambda value: value == "" or text_like(IDENT)(value), "signed": text_like(".{1,40000}")}
 OPTIONAL_FIELDS = {"check", "length", "end", "batch", "inputs", "pack", "zstd", "more",
-                   "discard"}
+                   "discard", "signed"}
 Verb = collections.namedtuple("Verb", "states lanes forms")
 VERBS = {                      # (the words of a request decide which of a verb's forms it has)
     "hello": Verb(STATES, ("", "put", "get"), ("v run lane turn check",)),
     "put": Verb(NEW, ("", "put"), ("size files", "size name at length end", "size name end")),
-    "start": Verb(("taken",) + UNDER_WAY + OVER, ("",), ("command", "command batch")),
+    "start": Verb(("taken",) + UNDER_WAY + OVER, ("",), ("command batch signed",)),
     "state": Verb(STATES, ("", "put", "get"), ("zstd",)),
     "wait": Verb(UNDER_WAY + OVER, ("",), ("offset",)),
     "cancel": Verb(UNDER_WAY + OVER, ("",), ("grace",)),
@@ -4345,6 +4350,40 @@ def permit_inputs(place, command):
             tree.close()
 
 
+def permit_order(place, command, text, signed):
+    """Forbidden unless the order may run here (see seal), with the inputs that are here; from here on it is
+    used."""
+    rules, now = place.rules["orders"], time.time()
+    wanted = {"command": text, "parameters": "", "result_files": [], "result_patterns": list(EVERYTHING)}
+    order = rules.permit(signed, wanted, command, now)
+    if order and sum_of_manifest(input_rows(place)) != order["inputs"]:
+        raise Forbidden(_("this order does not run here: %s")
+                        % _("its inputs are not those that were signed"))
+    rules.use(order, command, place.control, now)
+    write_synced(place.path(b"signed"), utf8(signed))
+
+
+def input_rows(place):
+    """The rows of a manifest (see sum_of_manifest()) of what was put. Refusal if something cannot be read."""
+    tree = ResultTree(place.work)
+    try:
+        for name, real, info, stays in tree.walk():
+            if stays is not None:
+                raise stays
+            if name.endswith(b"/"):
+                yield shown(name), 0, sums_of_file(-1, 0)[0].hex(), False
+                continue
+            fd = tree.open(real)
+            try:
+                yield shown(name), info.st_size, sums_of_file(fd, info.st_size)[0].hex(), False
+            finally:
+                os.close(fd)
+    except Stays as stays:
+        raise Refusal("error", "an input cannot be read: %s" % stays)
+    finally:
+        tree.close()
+
+
 def read_log(place, offset):
     """(the log's next bytes, its size then); none while it is not a plain file of its own."""
     try:
@@ -4586,7 +4625,7 @@ class Door:
         if os.fstat(fd).st_size < at + len(data):
             os.ftruncate(fd, at + len(data))
 
-    def do_start(self, command, batch=None):
+    def do_start(self, command, batch=None, signed=""):
         if batch and self.name == "guard":
             raise Refusal("refused", "the guard decides about the batch system")
         text, place = command, self.place
@@ -4596,7 +4635,7 @@ class Door:
             raise Refusal("config", missing)
         with locked(place.path(b"lock")):
             if place.state()["state"] == "taken":
-                self.begin_command(command, argv, text)
+                self.begin_command(command, argv, text, signed)
             if place.noted(b"command").get("text", text) != text:
                 raise Refusal("refused", "another command than the one that was asked for first")
         ensure_keeper(self.rules)
@@ -4605,8 +4644,8 @@ class Door:
         import hashlib
         hashlib.sha256()                               # loaded while the command runs: its results need it
 
-    def begin_command(self, command, argv, text):
-        """No input comes any more: the order."""
+    def begin_command(self, command, argv, text, signed):
+        """No input comes any more: the order. signed: as a text, "" where nobody has signed it."""
         place, run = self.place, self.place.ident + ".1"
         place.end_lanes()
         if self.putting:
@@ -4614,6 +4653,8 @@ class Door:
             self.putting = False
         place.make_directories()
         permit_inputs(place, command)
+        if place.ruled:
+            permit_order(place, command, text, signed)
         env = command_env(command, place.work, run) if place.ruled else dict(self.rules["env"], MI_RUN=run)
         audit("order", run, synced=False, command=command["name"], info=sum_of_bytes(utf8(text)),
               by=AUDIT["to"])
@@ -6571,10 +6612,11 @@ INCOMPLETE = set(NOT_THERE) | {"refused", "held"}     # verdicts that make "ever
 
 
 def run_calculation(host, command, inputs, into=".", settings=None, mode="run", keep=False, batch=None,
-                    allow_refused=False):
+                    allow_refused=False, sign_key=""):
     """Runs command on host with the input files (paths; far names are their last parts) and fetches
     everything into `into`. batch: [a batch system there, option, ...], for a host without a guard.
-    allow_refused: what the owner's rules keep there is no failure.
+    allow_refused: what the owner's rules keep there is no failure. sign_key: a private key (file) by which
+    the order is signed.
 
     Returns an Outcome. Stop with an exit code of the table when it cannot go on; the calculation can then be
     resumed by its ident, which the message names.
@@ -6594,6 +6636,7 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
     ident = new_ident()
     order = {"host": host, "command": command, "inputs": pairs, "into": os.path.abspath(into), "mode": mode,
              "keep": keep, "v": ON_DISK, "time": time.time(), "batch": batch, "allow_refused": allow_refused,
+             "sign_key": sign_key and os.path.abspath(sign_key),
              "settings": settings._asdict()}
     run = Runner(Record(ident, order), settings, line)
     try:
@@ -6756,6 +6799,8 @@ class Runner:
         """5. start (once, however often it is asked) 6. watch: the log as it comes, then how it ended"""
         line, starting = self.line, self.record.steps["starting"]
         fault("starting")
+        if line.plain and self.order.get("sign_key"):
+            raise Stop(EX_PROTOCOL, _("%s: there is no guard that takes signed orders") % line.host)
         if line.plain:
             return plain_run(self)
         lost = line is not self.inputs_line and self.why_never_started(starting)
@@ -6763,7 +6808,8 @@ class Runner:
             return lost
         session, fresh = line.session, "started" not in self.record.steps
         if fresh:
-            session.send("start", command=self.order["command"], batch=self.order.get("batch"))
+            signed = {"signed": self.signed_order()} if self.order.get("sign_key") else {}
+            session.send("start", command=self.order["command"], batch=self.order.get("batch"), **signed)
         session.send("wait", offset=starting["offset"])
         try:
             if fresh:
@@ -6777,6 +6823,18 @@ class Runner:
                 raise
             self.drop_line()                           # its session may have more to say
             return "lost it was cleaned away"
+
+    def signed_order(self):
+        """The order as a signed text; made once, so that whoever goes on says the same. 78 if it cannot be
+        signed."""
+        if "signed" not in self.record.steps:
+            rows = ((one.far,) + sum_of_near(one) + (False,) for one in self.record.sent_inputs().values())
+            text = signed_order({
+                "site": self.order["host"].rpartition("@")[2], "request_id": self.ident, "parameters": "",
+                "command": self.order["command"], "inputs": sum_of_manifest(rows), "result_files": [],
+                "result_patterns": list(EVERYTHING)}, self.order["sign_key"])
+            self.record.note_step("signed", text=text)
+        return self.record.steps["signed"]["text"]
 
     def why_never_started(self, starting):
         """Why it cannot have been started, or cannot be any more, over this line, which is a later one than
@@ -6991,6 +7049,17 @@ def add_input(entries, near, far, above):
             add_input(entries, os.path.join(near, name), far + "/" + leaf, above + (real,))
     else:
         raise Stop(EX_NOINPUT, _("%s: neither file nor directory") % shown(near))
+
+
+def sum_of_near(entry):
+    """(size, sha256) of an input as it is here. 66 if it cannot be read any more."""
+    if entry.far.endswith("/"):
+        return 0, sum_of(io.BytesIO(), 0, 0)
+    try:
+        with open(entry.near, "rb", 0) as source:
+            return entry.size, sum_of(source, 0, entry.size)
+    except OSError as error:
+        raise Stop(EX_NOINPUT, "%s: %s" % (shown(entry.near), error.strerror))
 
 
 def drop_left_parts(into, ident):
@@ -8397,7 +8466,8 @@ def cmd_run(options):
     settings = settings_of_options(vars(options))
     batch = [options.batch] + options.batch_option if options.batch else None
     return say_outcome(run_calculation(options.host, options.cmd, inputs, options.to or ".", settings, "run",
-                                       options.keep, batch, options.allow_refused), options.json)
+                                       options.keep, batch, options.allow_refused, options.sign_key),
+                       options.json)
 
 
 def on_sigterm(number, frame):
@@ -9483,6 +9553,7 @@ def replace_synced(path, data):
 # key in PEM. Both get the text on their standard input: from a file, ssh-keygen keeps an older signature
 # that lies beside it, and ends with 0.
 ORDER_SPACE, RESULT_SPACE = "order@mi-distcomp", "result@mi-distcomp"      # namespaces: one is no other
+ORDER_FOR = 30 * 86400                 # seconds that a signed order may be carried out
 RSA_SUMS = {                   # how RSA signs: (hash, what stands before its sum; RFC 8017, 9.2, note 1)
     b"rsa-sha2-256": ("sha256", bytes.fromhex("3031300d060960864801650304020105000420")),
     b"rsa-sha2-512": ("sha512", bytes.fromhex("3051300d060960864801650304020305000440"))}
@@ -9504,6 +9575,19 @@ def signed_text(fields, path, space):
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
     raise Stop(EX_CONFIG, _("%s: cannot be signed with: %s") % (path, why))
+
+
+def signed_order(fields, key):
+    """The order with these fields, and a user, a time and a nonce of its own, as a signed text. 78."""
+    import getpass
+    now = int(time.time())
+    try:
+        user = public_half(key)[1] or getpass.getuser()
+    except (OSError, ValueError) as error:
+        raise Stop(EX_CONFIG, _("%s: cannot be signed with: %s") % (key, getattr(error, "strerror", None)
+                                                                   or error))
+    return signed_text(dict(fields, v=1, user=user, nonce=os.urandom(16).hex(), not_before=now,
+                            expires=now + ORDER_FOR), key, ORDER_SPACE)
 
 
 def openssl_signature(text, path, space):
@@ -11698,6 +11782,7 @@ OPTIONS = {
     "--keep": dict(action="store_true", help="leave the directory there, also when all went well"),
     "--allow-refused": dict(action="store_true", help="results that their owner's rules keep there are no"
                                                       " failure"),
+    "--sign-key": dict(default="", metavar="FILE", help="signs the order with this private key (of keygen)"),
     "--batch": dict(choices=sorted(BATCH_SYSTEMS),
                     help="through this batch system there (with a guard: its ini says so)"),
     "--batch-option": dict(action="append", default=[], metavar="OPTION",
@@ -11725,7 +11810,8 @@ SUBCOMMANDS = {
             "leaves; the exit code is the command's own. A lost line is opened again, the command runs on "
             "meanwhile.",
             "run hpc 'solve.sh 4' --in model.inp table/ --to results",
-            "--in --to --keep --allow-refused --batch --batch-option --streams --retry --base --ssh-options"),
+            "--in --to --keep --allow-refused --sign-key --batch --batch-option --streams --retry --base"
+            " --ssh-options"),
     "resume": (cmd_resume, "UUID",
                "Goes on with a calculation whose runner died or gave up, days later too. --to: also if its "
                "results were fetched before.",
@@ -11809,7 +11895,10 @@ INI_KEYS = {                   # {section: {key: (kind, default, meaning)}}: wha
                      "calculations of a key that lie here at a time; 0: any number"),
         "max_sessions": (number_from(1, 10000), 500,
                          "sessions of a key at a time; a runner that finds none left tries again")}}
-INI_KEYS.update(gate_keys())
+INI_KEYS["ssh guard"].update(dict(order_keys(), site=(
+    str.split, [], "what runners call this computer (their HOST), where orders are signed; blanks between")))
+del INI_KEYS["ssh guard"]["result_key"]
+INI_KEYS.update(dict(gate_keys(), **signer_keys()))
 
 
 # What a door there may answer
@@ -11882,6 +11971,8 @@ FINAL = (("Permission denied", EX_REFUSED), ("Host key verification failed", EX_
 JA = {
     "what was held has changed: held anew":
         "保留中のものが変わったため、保留し直しました",
+    "%s: there is no guard that takes signed orders": "%s: 署名のある指示書を受け取るガードがありません",
+    "signs the order with this private key (of keygen)": "この秘密鍵 (keygen で作ったもの) で指示書に署名します",
     "On the external computer: what a key in authorized_keys may do, by the rules of the ini. At its"
     " terminal, its owner's words about results that are held for a person: outbox, show ID, release ID,"
     " refuse ID --reason TEXT.":

@@ -6959,6 +6959,7 @@ def replace_synced(path, data):
 # key in PEM. Both get the text on their standard input: from a file, ssh-keygen keeps an older signature
 # that lies beside it, and ends with 0.
 ORDER_SPACE, RESULT_SPACE = "order@mi-distcomp", "result@mi-distcomp"      # namespaces: one is no other
+ORDER_FOR = 30 * 86400                 # seconds that a signed order may be carried out
 RSA_SUMS = {                   # how RSA signs: (hash, what stands before its sum; RFC 8017, 9.2, note 1)
     b"rsa-sha2-256": ("sha256", bytes.fromhex("3031300d060960864801650304020105000420")),
     b"rsa-sha2-512": ("sha512", bytes.fromhex("3051300d060960864801650304020305000440"))}
@@ -6980,6 +6981,19 @@ def signed_text(fields, path, space):
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
     raise Stop(EX_CONFIG, _("%s: cannot be signed with: %s") % (path, why))
+
+
+def signed_order(fields, key):
+    """The order with these fields, and a user, a time and a nonce of its own, as a signed text. 78."""
+    import getpass
+    now = int(time.time())
+    try:
+        user = public_half(key)[1] or getpass.getuser()
+    except (OSError, ValueError) as error:
+        raise Stop(EX_CONFIG, _("%s: cannot be signed with: %s") % (key, getattr(error, "strerror", None)
+                                                                   or error))
+    return signed_text(dict(fields, v=1, user=user, nonce=os.urandom(16).hex(), not_before=now,
+                            expires=now + ORDER_FOR), key, ORDER_SPACE)
 
 
 def openssl_signature(text, path, space):

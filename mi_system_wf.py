@@ -146,7 +146,6 @@ NOTHING = b"/dev/null"         # path of an input that is not there
 V1_MARK = "mi_distcomp_request"                        # key in a calc-info
 # exit code where a fielded relay says that the calculation ended abnormally: it does not tell how
 V1_ABNORMAL = 1
-ORDER_FOR = 30 * 86400                 # seconds that a signed order may be carried out
 ONCE = ("nonce", "not_before", "expires", "user")      # what of an order is another one each time
 
 
@@ -321,24 +320,11 @@ def sign_order(relay, order, files):
     """The order as a text, signed by --sign-key: the one thing that an external computer which wants that
     goes by. 78 if it cannot be signed."""
     return signed_order({
-        "v": 1, "site": order.site, "request_id": order.request_id, "command": order.command,
+        "site": order.site, "request_id": order.request_id, "command": order.command,
         "parameters": order.parameters, "result_files": sorted(order.names),
         "result_patterns": order.patterns,
         "inputs": sum_of_manifest((entry.name, entry.size, entry.sum256, entry.x) for entry in files)},
         relay.sign_key)
-
-
-def signed_order(fields, key):
-    """The order with these fields, and a user, a time and a nonce of its own, as a signed text. 78."""
-    import getpass
-    now = int(time.time())
-    try:
-        user = public_half(key)[1] or getpass.getuser()
-    except (OSError, ValueError) as error:
-        raise Stop(EX_CONFIG, _("%s: cannot be signed with: %s") % (key, getattr(error, "strerror", None)
-                                                                   or error))
-    return signed_text(dict(fields, user=user, nonce=os.urandom(16).hex(), not_before=now,
-                            expires=now + ORDER_FOR), key, ORDER_SPACE)
 
 
 def order_in_force(found, signed):
@@ -4812,6 +4798,7 @@ def refusal_words(answer):
 # key in PEM. Both get the text on their standard input: from a file, ssh-keygen keeps an older signature
 # that lies beside it, and ends with 0.
 ORDER_SPACE, RESULT_SPACE = "order@mi-distcomp", "result@mi-distcomp"      # namespaces: one is no other
+ORDER_FOR = 30 * 86400                 # seconds that a signed order may be carried out
 RSA_SUMS = {                   # how RSA signs: (hash, what stands before its sum; RFC 8017, 9.2, note 1)
     b"rsa-sha2-256": ("sha256", bytes.fromhex("3031300d060960864801650304020105000420")),
     b"rsa-sha2-512": ("sha512", bytes.fromhex("3051300d060960864801650304020305000440"))}
@@ -4833,6 +4820,19 @@ def signed_text(fields, path, space):
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
     raise Stop(EX_CONFIG, _("%s: cannot be signed with: %s") % (path, why))
+
+
+def signed_order(fields, key):
+    """The order with these fields, and a user, a time and a nonce of its own, as a signed text. 78."""
+    import getpass
+    now = int(time.time())
+    try:
+        user = public_half(key)[1] or getpass.getuser()
+    except (OSError, ValueError) as error:
+        raise Stop(EX_CONFIG, _("%s: cannot be signed with: %s") % (key, getattr(error, "strerror", None)
+                                                                   or error))
+    return signed_text(dict(fields, v=1, user=user, nonce=os.urandom(16).hex(), not_before=now,
+                            expires=now + ORDER_FOR), key, ORDER_SPACE)
 
 
 def openssl_signature(text, path, space):

@@ -171,9 +171,9 @@ class Far:
         """A new calculation's ID."""
         return IDENT % next(self.numbers)
 
-    def popen(self, command, before=(), **env):
-        """The forced command, started for this SSH_ORIGINAL_COMMAND. before: words in front of its own."""
-        return subprocess.Popen(list(before) + [PYTHON, "-I", "-S", self.script, "guard", "--ini", self.path("ini")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    def popen(self, command, before=(), more=(), **env):
+        """The forced command, started for this SSH_ORIGINAL_COMMAND. before, more: words in front of its own, and behind them."""
+        return subprocess.Popen(list(before) + [PYTHON, "-I", "-S", self.script, "guard", "--ini", self.path("ini")] + list(more), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE, cwd=self.dir, env=dict({"PATH": os.environ["PATH"], "HOME": self.dir, "LANG": "C",
                                                                                 "SSH_ORIGINAL_COMMAND": command}, **env))
 
