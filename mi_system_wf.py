@@ -71,7 +71,7 @@ contents (grep -n '^# ====' prints them with their lines):
   tables                        words and options, keys of the ini, exit codes
   Japanese
 
-threads: everything happens in the main thread, which alone gets signals (of a Pool of futures: in its two
+threads: everything happens in the main thread, which alone gets signals (of a Pool of futures: in its three
 threads, and in those that submit). Beside it: a thread that draws the
 terminal's line, one for each wait for a name server, one that ends the program some seconds after SIGTERM.
 One lock (SAY's): whoever writes to people holds it.
@@ -1529,7 +1529,7 @@ def hide_token(words):
 
 # ==== many at once ====
 # For Python programs and notebooks: futures. However many there are, one parked call waits for all of them in
-# one thread, and another thread fetches what has ended.
+# one thread, and two others fetch what has ended.
 POOLS = {}                     # {the relay, and what else relay_for() takes: its Pool}
 
 
@@ -1595,7 +1595,7 @@ def pool_of(url, way, tell):
     """The Pool of a relay and a token."""
     key = (url,) + tuple(sorted(way.items()))
     return POOLS.get(key) or POOLS.setdefault(
-        key, Pool([relay_for(url, **way) for number in range(3)], Console(tell)))
+        key, Pool([relay_for(url, **way) for number in range(4)], Console(tell)))
 
 
 def future_kind():
@@ -1628,20 +1628,20 @@ def future_kind():
 
 class Pool:
     """The open futures of one relay and token. relays: its clients: of who submits, under `sending`; of the
-    thread that waits; of the thread that fetches."""
+    thread that waits; of the threads that fetch, so that a large result does not keep the others waiting."""
 
     def __init__(self, relays, console):
         import queue
         self.sender = relays[0]
         self.waiter = relays[1]
-        self.fetcher = relays[2]
+        self.fetchers = relays[2:]
         self.sending = threading.Lock()
         self.changed = threading.Condition()           # of `open` and `over`
         self.open = {}                                 # {accept_id: future}
         self.over = collections.deque(maxlen=10000)    # what has ended before it was in `open`, and others'
         self.limits = {}                               # the relay's
         self.known = ""                                # the relay's stamp: what was before it is known here
-        self.todo = queue.Queue()                      # (function, its future) for the thread that fetches
+        self.todo = queue.Queue()                      # (function, its future) for who fetches
         self.kind = future_kind()
         for relay in relays:
             relay.on_outage = console.tell_away
@@ -1673,8 +1673,9 @@ class Pool:
             return
         self.limits = first_contact(self.sender, patience)
         self.known = ask_list(self.sender, {"request_id": os.urandom(16).hex()}, patience)["known"]
-        for work in (self.wait_forever, self.fetch_forever):
-            threading.Thread(target=work, daemon=True).start()
+        for relay in self.fetchers:
+            threading.Thread(target=self.fetch_forever, args=(relay,), daemon=True).start()
+        threading.Thread(target=self.wait_forever, daemon=True).start()
 
     def rows_of(self, prefix, patience):
         """The rows of all calculations whose request_id begins so, the oldest first."""
@@ -1745,20 +1746,20 @@ class Pool:
             self.take({"accept_id": accept_id, "progress": "got return"})
         self.known = found["known"]
 
-    def fetch_forever(self):
+    def fetch_forever(self, relay):
         """A thread: fetches what has ended."""
         while True:
             work, future = self.todo.get()
             try:
-                work(future)
+                work(future, relay)
             except Exception as error:
-                future.set_exception(typed(error, self.fetcher, future.accept_id))
+                future.set_exception(typed(error, relay, future.accept_id))
 
-    def fetch(self, future):
+    def fetch(self, future, relay):
         """9. of a calculation."""
-        future.set_result(fetch(self.fetcher, future.accept_id, future.to, future.wanted, Console()))
+        future.set_result(fetch(relay, future.accept_id, future.to, future.wanted, Console()))
 
-    def send_again(self, future):
+    def send_again(self, future, _relay):
         """2. once more."""
         with self.sending:
             future.resend()

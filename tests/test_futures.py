@@ -130,6 +130,25 @@ def test_a_future_calls_back_and_can_be_awaited_and_a_commands_failure_is_no_exc
         os.unlink(os.path.join(busy.folder, "go"))
 
 
+def test_a_result_that_takes_long_to_fetch_keeps_no_other_waiting(wf, busy, monkeypatch):
+    begun, go, fetch = threading.Event(), threading.Event(), wf.fetch
+
+    def slow(relay, accept_id, to, *words):
+        if to == "large":
+            begun.set()
+            go.wait(60)
+        return fetch(relay, accept_id, to, *words)
+    monkeypatch.setattr(wf, "fetch", slow)
+    try:
+        large = wf.submit(busy.url, SITE, "square", "in", ["out"], to="large", **busy.way)
+        assert begun.wait(60)
+        small = [wf.submit(busy.url, SITE, "square", "in", ["out"], to="small%d" % number, **busy.way) for number in range(3)]
+        assert [one.result(60).exit_code for one in small] == [0, 0, 0] and not large.done()
+    finally:
+        go.set()
+    assert large.result(60).exit_code == 0
+
+
 @pytest.mark.parametrize("how", ["result", "as_completed"])
 def test_ctrl_c_stops_waiting_only_and_names_what_goes_on_and_attach_finds_it(wf, busy, tmp_path, monkeypatch, how):
     process = program(WAITING, busy, tmp_path, "WAY", how)
