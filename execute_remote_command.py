@@ -2652,8 +2652,8 @@ class Hold:
             return None
 
     def note(self):
-        """{"v", "run", "command", "since", "manifest": its sum, "copy": are there copies?, "files", "bytes"};
-        None if nothing of the run was ever held."""
+        """{"v", "run", "command", "since", "manifest": its sum, "copy": were copies made?, "files" and
+        "bytes" of all, "held": how many are}; None if nothing of the run was ever held."""
         return self.read(b"note")
 
     def decision(self, limit):
@@ -2680,8 +2680,8 @@ class Hold:
         remove_tree(fresh)                             # of one that was killed here
         os.mkdir(fresh, 0o700)
         note = {"v": 1, "run": name, "command": command, "since": int(time.time()), "bytes": found.total,
-                "files": len(found.found), "manifest": manifest_sum(name, rows),
-                "copy": copies_made(found.found, fresh)}
+                "files": len(found.found), "held": len(found.held), "manifest": manifest_sum(name, rows)}
+        note["copy"] = copies_made(found.found, fresh)
         for leaf, data in ((b"files", rows), (b"note", note)):
             write_synced(os.path.join(fresh, leaf), json.dumps(data).encode())
         sync_path(fresh)
@@ -3974,7 +3974,8 @@ class Place:
         """STATE, and since when its results wait for a person; None: they do not."""
         if found["state"] not in OVER:
             return found
-        return dict(found, held=Hold(self.control).pending(self.rules["outbound"]["hold_for"]))
+        with into_keeper_log(self.rules):
+            return dict(found, held=Hold(self.control).pending(self.rules["outbound"]["hold_for"]))
 
     def state_by_journal(self, names):
         """(state, exit code, why, where) of a run that is more than `taken`. Only what the journal calls
@@ -5075,7 +5076,7 @@ class JudgedResults:
             note = self.hold.note()
             if note and self.hold.decision(self.rules["hold_for"]) is None:
                 found = self.COLLECTOR(self.rules, self.note_refused)
-                found.verdicts["held"] = {"count": note["files"], "names": []}
+                found.verdicts["held"] = {"count": note["held"], "names": []}
                 return found
             found = self.as_was_said(inputs) if note else self.look(inputs)
             if found is not None and (note or not found.held):

@@ -2659,8 +2659,8 @@ class Hold:
             return None
 
     def note(self):
-        """{"v", "run", "command", "since", "manifest": its sum, "copy": are there copies?, "files", "bytes"};
-        None if nothing of the run was ever held."""
+        """{"v", "run", "command", "since", "manifest": its sum, "copy": were copies made?, "files" and
+        "bytes" of all, "held": how many are}; None if nothing of the run was ever held."""
         return self.read(b"note")
 
     def decision(self, limit):
@@ -2687,8 +2687,8 @@ class Hold:
         remove_tree(fresh)                             # of one that was killed here
         os.mkdir(fresh, 0o700)
         note = {"v": 1, "run": name, "command": command, "since": int(time.time()), "bytes": found.total,
-                "files": len(found.found), "manifest": manifest_sum(name, rows),
-                "copy": copies_made(found.found, fresh)}
+                "files": len(found.found), "held": len(found.held), "manifest": manifest_sum(name, rows)}
+        note["copy"] = copies_made(found.found, fresh)
         for leaf, data in ((b"files", rows), (b"note", note)):
             write_synced(os.path.join(fresh, leaf), json.dumps(data).encode())
         sync_path(fresh)

@@ -11,25 +11,29 @@ import suite
 from ssh_door import Far
 from suite import LOGS, PYTHON, SITE, run, wait_until
 
-NOW = "2026"
-SOLVE = "match = solve\nargv = /bin/sh\n  %s\nhold = yes"
 # what the command leaves: a text in which something hides, and bytes
-WORK = ("import os,sys\nopen('life.txt','w',encoding='utf-8').write('cycles 12\\nred \\x1b[31m\\u202e\\u200b end  \\n')\n"
+WORK = ("import os\nopen('life.txt','w',encoding='utf-8').write('cycles 12\\nred \\x1b[31m\\u202e\\u200b end  \\n')\n"
         "open('b.bin','wb').write(bytes(range(256)))\nprint('log of SECRET-42')\n")
 
 
 class Site:
     """A relay and its poller's ini, whose command's results are held."""
 
-    def __init__(self, world, hold="hold = yes", outbound="", name="poller", ini=""):
-        self.world, self.name = world, name
-        (folder, self.ini) = world.poller({"solve": "match = solve\nargv = %s\n  -c\n  exec(open('%s/work.py', encoding='utf-8').read())\n%s" % (PYTHON, world.folder, hold)},
-                                          name=name, ini=ini, start=False)
+    def __init__(self, world, hold="hold = yes", outbound="", name="poller"):
+        self.world = world
+        (folder, self.ini) = world.poller({"solve": "match = solve\nargv = %s\n  -c\n  exec(open('%s/%s/work.py', encoding='utf-8').read())\n%s" % (
+            PYTHON, world.folder, name, hold)},
+                                          name=name, start=False)
         with open(self.ini, "a") as out:
             out.write("[outbound]\n" + outbound)
-        with open(os.path.join(world.folder, "work.py"), "w", encoding="utf-8") as out:
+        self.work = os.path.join(folder, "work.py")
+        with open(self.work, "w", encoding="utf-8") as out:
             out.write(WORK)
         self.folder, self.base, self.poller = folder, os.path.join(folder, "base"), None
+
+    def wf(self, *words, **how):
+        """The workflow side, whose results go into a directory of this site's own."""
+        return self.world.workflow(*words, cwd=os.path.join(self.folder, "wf"), **how)
 
     def start(self, env=None, words=("poll",)):
         self.poller = suite.Process("mi_system_remote.py", list(words) + ["--ini", self.ini], self.folder, env=env)
@@ -43,7 +47,7 @@ class Site:
         return done.stdout + done.stderr
 
     def submit(self, *words):
-        done = self.world.workflow("submit", SITE, "solve", "--out", "life.txt", "b.bin", *words)
+        done = self.wf("submit", SITE, "solve", "--out", "life.txt", "b.bin", *words)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
@@ -65,21 +69,44 @@ class Site:
         return [one["name"] for one in files if one["kind"] == "result"] + [name for name, size in spool if name.startswith("result") or "live" in name]
 
 
+@pytest.fixture(scope="module")
+def relay(tmp_path_factory):
+    """A relay for all: each test has a poller of its own."""
+    made = suite.World(tmp_path_factory.mktemp("world"), commands=["solve"]).start()
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def site(make_world):
-    return Site(make_world(commands=["solve"]).start())
+def make_site(relay, request):
+    """A function that makes a Site (keywords as its own), whose poller ends with the test: what waits, waits in a calc_base of its own."""
+    made = []
+
+    def make(**keywords):
+        made.append(Site(relay, name="poller%d" % (10 * os.getpid() + len(relay.pollers) + len(made)), **keywords))
+        return made[-1]
+
+    yield make
+    for site in made:
+        if site.poller:
+            site.poller.kill()
+
+
+@pytest.fixture
+def site(make_site):
+    return make_site()
 
 
 def test_a_result_waits_for_a_person_and_everybody_sees_why_until_he_has_looked_and_said_release(site):
     accept_id = site.start().submit()
     site.held(accept_id)
     for text, lang in (("its result is held for a person at the external computer", "C"), ("公開承認を待っています", "ja_JP.UTF-8")):
-        done = site.world.workflow("explain", accept_id, env=suite.clean_env(LANG=lang))
+        done = site.wf("explain", accept_id, env=suite.clean_env(LANG=lang))
         assert text in done.stdout and "mi_system_remote.py show " + accept_id in done.stdout, done.stdout
-    assert json.loads(site.world.workflow("explain", accept_id, "--json").stdout)["code"] == "held"
-    assert "- held" in site.world.workflow("list").stdout and "held for a person at the external computer since 20" in site.world.workflow("status", accept_id).stdout
+    assert json.loads(site.wf("explain", accept_id, "--json").stdout)["code"] == "held"
+    assert "- held" in site.wf("list").stdout and "held for a person at the external computer since 20" in site.wf("status", accept_id).stdout
     assert "- held" in run("mi_dicomapi.py", "list", "--ini", site.world.ini).stdout
-    assert not site.left(accept_id) and "log of" not in site.world.workflow("output", accept_id).stdout
+    assert not site.left(accept_id) and "log of" not in site.wf("output", accept_id).stdout
     assert "is held for a person on this host" in site.word("explain", accept_id) and "held" in site.word("list")
     assert accept_id + "  held for a person since 20" in site.word("outbox") and "4 files" in site.word("outbox")
     assert "nobody has looked at it" in site.word("release", accept_id, code=77)
@@ -90,14 +117,14 @@ def test_a_result_waits_for_a_person_and_everybody_sees_why_until_he_has_looked_
     assert not site.left(accept_id)
     site.word("release", accept_id[:8])
     assert "was released" in site.word("release", accept_id, code=64) and "was released" in site.word("refuse", accept_id, "--reason", "x", code=64)
-    done = site.world.workflow("wait", accept_id)
+    done = site.wf("wait", accept_id)
     assert done.returncode == 0, done.stdout + done.stderr
-    folder = os.path.join(site.world.folder, "wf")
+    folder = os.path.join(site.folder, "wf")
     assert open(os.path.join(folder, "b.bin"), "rb").read() == bytes(range(256)) and "SECRET-42" in open(os.path.join(folder, LOGS[0])).read()
     wait_until(lambda: "delivered" in site.word("list"), what="delivered")
     assert not [name for name in os.listdir(os.path.dirname(site.path(accept_id, ""))) if name.isdigit()], "copies"
     # the next one is compared with it
-    with open(os.path.join(site.world.folder, "work.py"), "a") as out:
+    with open(site.work, "a") as out:
         out.write("open('life.txt','a').write('cycles 13\\n')\n")
     other = site.submit()
     site.held(other)
@@ -110,7 +137,7 @@ def test_what_a_person_refuses_stays_and_neither_his_reason_nor_a_name_that_was_
     site.held(accept_id)
     assert "--reason" in site.word("refuse", accept_id, code=64)
     site.word("refuse", accept_id, "--reason", "holds the curve")
-    done = site.world.workflow("wait", accept_id)
+    done = site.wf("wait", accept_id)
     assert done.returncode == 65 and "refused" in done.stdout + done.stderr, done.stdout + done.stderr
     row, files, spool = site.world.picture(accept_id)
     assert "curve" not in json.dumps(row) and not [one for one in files if one["kind"] == "result"], (row, files)
@@ -143,13 +170,13 @@ def test_bytes_that_have_changed_since_they_were_held_leave_by_no_word_and_are_h
     assert not [name for name in site.left(accept_id) if name.endswith((".txt", ".bin"))] or site.world.state_of(accept_id) != "got"
     site.word("show", accept_id)
     site.word("release", accept_id)
-    assert site.world.workflow("wait", accept_id).returncode == 0
+    assert site.wf("wait", accept_id).returncode == 0
 
 
-def test_after_hold_for_it_is_refused_and_a_poller_that_was_away_finds_the_word(make_world):
-    site = Site(make_world(commands=["solve"]).start(), outbound="hold_for = 2s\n")
+def test_after_hold_for_it_is_refused(make_site):
+    site = make_site(outbound="hold_for = 2s\n")
     accept_id = site.start().submit()
-    done = site.world.workflow("wait", accept_id)
+    done = site.wf("wait", accept_id)
     assert done.returncode == 65 and json.load(open(site.path(accept_id, "decided")))["by"] == "hold_for", done.stdout + done.stderr
     assert "was refused (hold_for" in site.word("release", accept_id, code=64)
 
@@ -159,28 +186,28 @@ def test_no_poller_no_relay_and_no_module_need_be_there_when_the_word_is_said(si
     site.held(accept_id)
     site.world.relay.kill()
     site.world.start()
-    wait_until(lambda: "held" in site.world.workflow("explain", accept_id, "--json").stdout, what="known after a restart")
+    wait_until(lambda: "held" in site.wf("explain", accept_id, "--json").stdout, what="known after a restart")
     assert site.poller.stop() == 0
     assert "as soon as a poller runs" in site.word("release", accept_id, "--unseen")
     time.sleep(0.5)
     assert not site.left(accept_id)
     done = run("mi_system_remote.py", "poll", "--once", "--ini", site.ini)
     assert done.returncode == 0, done.stderr
-    assert site.world.workflow("wait", accept_id).returncode == 0
+    assert site.wf("wait", accept_id).returncode == 0
 
 
 def test_a_deadline_that_is_over_loses_nothing_that_is_held(site):
     site.start()
-    done = site.world.workflow("run", SITE, "solve", "--out", "life.txt", "--deadline", "4s")
+    done = site.wf("run", SITE, "solve", "--out", "life.txt", "--deadline", "4s")
     accept_id = re.search(r"[0-9a-f-]{36}", done.stdout + done.stderr).group()
     assert done.returncode == 75 and "held for a person at the external computer, and comes when it is released" in done.stdout + done.stderr
     site.word("release", accept_id, "--unseen")
-    assert site.world.workflow("wait", accept_id).returncode == 0
+    assert site.wf("wait", accept_id).returncode == 0
 
 
 def left_once(site, accept_id, names):
     """What was held has left as the word said, once, of a command that ran once."""
-    done = site.world.workflow("wait", accept_id)
+    done = site.wf("wait", accept_id)
     left = {one["name"] for one in site.world.picture(accept_id)[1] if one["kind"] == "result"}
     assert left == names and done.returncode == (0 if names else 65), (left, done.stdout + done.stderr)
     assert site.journal(accept_id).count("starting") == 1 and "was re" in site.word("release", accept_id, code=64)
@@ -225,16 +252,14 @@ def test_a_word_that_dies_is_said_or_not_and_counts_once(site):
         left_once(site, one, set() if "refused" in point else {"life.txt", "b.bin"} | set(LOGS))
 
 
-def test_without_room_for_copies_it_is_held_without_and_judged_again_at_the_word(make_world, disk_of):
-    disk = disk_of("8m")
-    world = make_world(commands=["solve"]).start()
-    site = Site(world)
+def test_without_room_for_copies_it_is_held_without_and_judged_again_at_the_word(make_site, disk_of):
+    disk, site = disk_of("8m"), make_site()
     with open(site.ini, encoding="utf-8") as text:
         whole = text.read().replace("calc_base = " + site.base, "calc_base = %s/base" % disk)
     with open(site.ini, "w", encoding="utf-8") as out:
         out.write(whole)
     site.base = "%s/base" % disk
-    with open(os.path.join(world.folder, "work.py"), "a") as out:
+    with open(site.work, "a") as out:
         out.write("open('b.bin','wb').write(os.urandom(5 << 20))\n")
     accept_id = site.start().submit()
     site.held(accept_id)
@@ -245,7 +270,7 @@ def test_without_room_for_copies_it_is_held_without_and_judged_again_at_the_word
     assert "changed" in site.word("release", accept_id, code=65)
     wait_until(lambda: os.path.exists(site.path(accept_id, "note")), what="held anew")
     site.word("release", accept_id, "--unseen")
-    assert world.workflow("wait", accept_id).returncode == 0
+    assert site.wf("wait", accept_id).returncode == 0
 
 
 def guard(far, *words, code=0, point="", **env):
@@ -341,3 +366,34 @@ def test_the_runner_says_that_its_results_are_held_and_resume_fetches_them_later
     finally:
         lab.close()
 
+
+
+def test_a_fielded_relay_hears_nothing_of_a_result_before_the_word(tmp_path):
+    import test_fielded_clients
+    site = test_fielded_clients.Lab(tmp_path)
+    try:
+        site.write_ini("[outbound]\nhold = yes")
+        site.poller()
+        module = site.start("run", SITE, "copy", "--in", "in.dat", "--out", "out.dat")
+        words = ["--ini", site.ini]
+        wait_until(lambda: "held for a person" in run("mi_system_remote.py", "outbox", *words).stdout, what="held")
+        assert site.calc().progress == "running" and not site.calc().results
+        accept_id = run("mi_system_remote.py", "outbox", *words).stdout[:36]
+        assert run("mi_system_remote.py", "release", accept_id, "--unseen", *words).returncode == 0
+        assert module.popen.wait(60) == 0, module.text()
+    finally:
+        site.close()
+
+
+def test_what_a_rule_about_contents_holds_is_shown_with_its_rule_and_when_refused_the_rest_leaves(make_site):
+    site = make_site(hold="", outbound="deny_content = TOP-SECRET\nunwrap = zip\n")
+    with open(site.work, "a") as out:
+        out.write("import gzip\nopen('b.bin','wb').write(gzip.compress(bytes(range(256))))\n")
+    accept_id = site.start().submit()
+    site.held(accept_id)
+    seen = site.word("show", accept_id)
+    assert seen.count("held: ") == 1 and re.search(r"b\.bin  \d+ bytes, gzip .*\n  held: .*gzip", seen), seen
+    site.word("refuse", accept_id, "--reason", "x")
+    done = site.wf("wait", accept_id)
+    assert done.returncode == 65 and "b.bin" in done.stdout + done.stderr
+    assert {one["name"] for one in site.world.picture(accept_id)[1] if one["kind"] == "result"} == {"life.txt"} | set(LOGS)

@@ -1011,7 +1011,7 @@ def test_what_is_refused_is_logged_with_the_reason(far):
 
 
 def test_rules_that_the_guard_cannot_keep_stop_it(tmp_path):
-    for ini in ("[outbound]\nhold = yes\n", "[outbound]\nkeep_all = x\n"):
+    for ini in ("[outbound]\nholds = yes\n", "[outbound]\nkeep_all = x\n"):
         os.mkdir(str(tmp_path / ini[11:13]))
         code, out, err = Far(tmp_path / ini[11:13], ini).raw(request(*START))
         assert code == 78 and b"is not a key" in err
