@@ -873,7 +873,7 @@ class Collector:
     def keep_here(self, name, stays, by_name):
         """This one does not leave. What a rule about names keeps is told by its name only to who has named
         it."""
-        self.note(name, str(stays), by_name)
+        self.note(name, str(stays), by_name or str(stays).startswith(CONTENT_KEYS))
         if stays.code == "missing" and not by_name:    # it went meanwhile, or is a link to nothing
             return
         if stays.code in ("refused", "limit", "held"):
@@ -1881,7 +1881,7 @@ class Scan:
             source.seek(0)
             check_kind(kind, source)
         except ValueError as error:
-            self.held = self.held or "types: not %s: %s" % (kind, error)
+            self.held = self.held or "types: %s: %s" % (kind, error)
         return {"whole": raw.whole.hexdigest(), "sums": binascii.b2a_base64(b"".join(raw.sums)).decode()}
 
     def look(self, source, place, depth):
@@ -1921,7 +1921,6 @@ class Scan:
             if count >= UNWRAP_MEMBERS:
                 raise Held("more than %d files" % UNWRAP_MEMBERS)
             inner = " in ".join(filter(None, (name, word, place)))
-            self.look(io.BytesIO(name.encode("utf-8", "replace")), "the name " + inner, depth + 1)
             with self.spooled(blocks) as one:
                 self.look(one, inner, depth + 1)
 
@@ -2223,7 +2222,7 @@ def check_kind(text, source):
     head = source.read(512)
     source.seek(0)
     if word == "hold" or not re.match(rb"(?s)" + KINDS[word], head):
-        raise ValueError("it begins otherwise" if word != "hold" else "a person decides")
+        raise ValueError("it begins otherwise" if word != "hold" else "a person decides, or no line names it")
     if word in ("text", "csv"):
         for number, line in enumerate(iter(lambda: source.readline(1 << 20), b""), 1):
             check_line(word, limits, number, line)
@@ -2386,9 +2385,10 @@ class Index:
         with open(self.path, "rb") as text:
             self.head = json.loads(text.readline().decode())
             whole = memoryview(mmap.mmap(text.fileno(), 0, access=mmap.ACCESS_READ))
-        self.table = whole[len(whole) - 8 * self.head["slots"]:].cast("Q")
-        if self.head["v"] != 1 or len(self.table) != self.head["slots"]:
-            raise ValueError("cannot be read")
+        table = whole[len(whole) - 8 * self.head["slots"]:]
+        if self.head["v"] != 1 or hashlib.sha256(table).hexdigest() != self.head["sum"]:
+            raise ValueError("broken: scan --index anew")
+        self.table = table.cast("Q")
         self.pieces = Pieces(bytes.fromhex(self.head["key"]))
 
     def look(self, text, place):
@@ -2443,8 +2443,8 @@ def make_index(names, samples):
         while table[at]:
             at = at + 1 & mask
         table[at] = number
-    head = json.dumps({"v": 1, "key": key.hex(), "slots": slots, "pieces": len(numbers),
-                       "sources": sources}).encode()
+    head = json.dumps({"v": 1, "key": key.hex(), "slots": slots, "pieces": len(numbers), "sources": sources,
+                       "sum": hashlib.sha256(table).hexdigest()}).encode()
     return head + b" " * (-len(head) % 8 + 7) + b"\n" + table.tobytes(), len(numbers)
 '''
 
