@@ -3150,8 +3150,10 @@ AUDIT = {"path": b"",          # where it is; empty: there is none (door `far`, 
          "rules": "",          # the sum of the rules that this process goes by; empty: it does not say
          "to": "",             # whither what leaves goes
          "head": "",           # SEQ.SUM of the last line that is surely on the disk
-         "late": False}        # are there lines of this process that may not be?
+         "late": False,        # are there lines of this process that may not be?
+         "why": ""}            # why the head could not be had, which was logged
 AUDIT_MOST = 16 << 20          # bytes after which a new file is begun
+AUDIT_LINE = 1 << 17           # bytes of a line at most
 NAMES_TOLD = 16 << 10          # characters of names in a line; of more: how many, and the sum of all
 LIVE_STEP = 4096               # bytes of live output that are noted ahead, at least
 UP_CLOCK = 7                   # CLOCK_BOOTTIME, which nobody can set and no sleep of the host stops
@@ -3206,12 +3208,14 @@ def audit(event, run=None, synced=True, **fields):
     fd = audit_opened()
     try:
         last, torn, before = audit_end(fd)
+        stamps = {"boot": boot_id(), "t": round(time.time(), 3),
+                  "up": round(time.clock_gettime(UP_CLOCK), 3), "rules": AUDIT["rules"] or last["rules"]}
         found = ([("torn", None, {"bytes": len(torn), "of": sum_of_bytes(torn)})] if torn else [])
         found += [("rotated", None, {"before": before})] if before else []
-        found += unasked_events(last) + [(event, run, fields)]
+        found += unasked_events(last, stamps) + [(event, run, fields)]
         data = b"\n" if torn else b""
         for row in found:
-            last = audit_entry(last, *row)
+            last = audit_entry(last, stamps, *row)
             data += canonical(last) + b"\n"
         append_whole(fd, data)
         fault(event + " written")
@@ -3232,9 +3236,24 @@ def audit_head():
                 sync_audit(fd, audit_end(fd)[0])
             finally:
                 close_audit(fd)
-        except OSError as error:
-            log("error", None, "audit", error=error)
+            AUDIT["why"] = ""
+        except OSError as error:                       # said once: it is asked for again each second
+            if str(error) != AUDIT["why"]:
+                AUDIT["why"] = str(error)
+                log("error", None, "audit", error=error)
     return AUDIT["head"]
+
+
+def finding_of_audit(path):
+    """A row of `check`: may the log at path (bytes) be gone on with?"""
+    try:
+        with open(path, "rb") as text:
+            last = audit_end_of(text.fileno())[0]
+        return True, _("%s: ends with number %d") % (shown(path), last["seq"])
+    except FileNotFoundError:
+        return None, _("%s: there is no audit log") % shown(path)
+    except OSError as error:
+        return False, "%s: %s" % (shown(path), error.strerror)
 
 
 def audit_live(run, told, stream, end):
@@ -3270,19 +3289,17 @@ def audit_leaving(run, command, found, noted=None, by=""):
 
 # How it is written
 
-def audit_entry(last, event, run, fields):
-    """The line (as an object) of an event behind the line `last`."""
-    entry = dict(fields, seq=last["seq"] + 1, prev=last["sum"], event=event, run=run or "", boot=boot_id(),
-                 t=round(time.time(), 3), up=round(time.clock_gettime(UP_CLOCK), 3),
-                 rules=AUDIT["rules"] or last["rules"])
+def audit_entry(last, stamps, event, run, fields):
+    """The line (as an object) of an event behind the line `last`. stamps: what each line says of now."""
+    entry = dict(fields, seq=last["seq"] + 1, prev=last["sum"], event=event, run=run or "", **stamps)
     return dict(entry, sum=sum_of_bytes(canonical(entry)))
 
 
-def unasked_events(last):
-    """What has changed since the line `last`: [(event, run, fields)]."""
+def unasked_events(last, now):
+    """What has changed from the line `last` to now (stamps): [(event, run, fields)]."""
     if not last["seq"]:
         return []
-    now, found = audit_entry(last, "", None, {}), []
+    found = []
     by = now["t"] - last["t"]
     if now["boot"] == last["boot"]:
         by -= now["up"] - last["up"]
@@ -3361,8 +3378,8 @@ def close_audit(fd):
 def audit_end(fd):
     """(the last line, as an object; what is torn behind it, bytes; if nothing stands there yet, the name of
     the file that was put aside before). OSError if the last line is not one of a log's."""
-    size, before = os.fstat(fd).st_size, audit_files(AUDIT["path"])[:-1]
-    if not size and before:
+    before = [] if os.fstat(fd).st_size else audit_files(AUDIT["path"])[:-1]
+    if before:
         with open(before[-1], "rb") as older:
             return audit_end_of(older.fileno()) + (os.path.basename(before[-1]).decode("utf-8", "replace"),)
     return audit_end_of(fd) + ("",)
@@ -3371,7 +3388,7 @@ def audit_end(fd):
 def audit_end_of(fd):
     """The same of one file, but the name."""
     size = os.fstat(fd).st_size
-    data = read_exactly(fd, min(size, 1 << 18), max(0, size - (1 << 18)))
+    data = read_exactly(fd, min(size, AUDIT_LINE), max(0, size - AUDIT_LINE))
     whole, newline, torn = data.rpartition(b"\n")
     entry = parsed_line(whole.rpartition(b"\n")[2] + newline) if newline else NOTHING
     if entry is None:
@@ -8413,6 +8430,7 @@ def check_guard(options):
     own = os.stat(script).st_mode & 0o022 and _("%s: others may write to it") % shown(script)
     for path, why in (script, own), (rules["base"], open_to_others(rules["base"])):
         rows.append((not why, why or _("%s: nobody else may write to it") % shown(path)))
+    rows.append(finding_of_audit(guard_audit(rules)))
     rows.append((True if lines_there else None,
                  _("%s: %d key lines with this guard") % (keys, len(lines_there))))
     for row in lines_there:
@@ -11970,6 +11988,8 @@ FINAL = (("Permission denied", EX_REFUSED), ("Host key verification failed", EX_
 
 
 JA = {
+    "%s: ends with number %d":
+        "%s: 最後は %d 番です",
     "what was held has changed: held anew":
         "保留中のものが変わったため、保留し直しました",
     "%s: there is no guard that takes signed orders": "%s: 署名のある指示書を受け取るガードがありません",

@@ -216,9 +216,12 @@ def test_what_a_crash_has_torn_is_explained_by_the_next_line_and_nothing_else_is
     assert verdict(tmp_path / "audit.log")[0] == 0 and b'"event":"torn"' in text
     (tmp_path / "audit.log").write_bytes(text.replace(b"half a li", b"half a lx"))
     assert verdict(tmp_path / "audit.log")[0] == 76
+    assert poller.finding_of_audit(os.fsencode(str(tmp_path / "audit.log")))[0]
     (tmp_path / "audit.log").write_bytes(b"no line of ours\n")
     with written_to(tmp_path / "audit.log"), pytest.raises(OSError):
         poller.audit("leaves")                         # nothing goes on behind what nobody can read
+    good, text = poller.finding_of_audit(os.fsencode(str(tmp_path / "audit.log")))
+    assert good is False and "move it away" in text
 
 
 def test_several_writers_make_one_chain(tmp_path, monkeypatch):
