@@ -51,12 +51,12 @@ def test_what_is_named_in_the_second_part_stands_in_the_relay_and_every_reason_i
         assert not missing, (number, missing)
     words = set(re.findall(r"`([a-z][a-z0-9_-]*)`", second))
     unknown = {word for word in words if not re.search(r"[\"'/ ]%s[\"'/ ]" % re.escape(word), SOURCE)}
-    assert unknown == {"stop", "phase", "node"} & unknown and len(words) > 100, unknown
+    assert unknown == {"stop", "phase", "node", "not_before"} & unknown and len(words) > 100, unknown
 
 
 class Relay:
     """What relay.version_answer() looks at."""
-    conf = {"limits": {"max_body": 1, "max_file": 0, "max_files": 0}, "times": {"wait": 1.0}}
+    conf = {"limits": {"max_body": 1, "max_file": 0, "max_files": 0, "lanes_per_token": 1}, "times": {"wait": 1.0}}
     instance = "x"
     store = type("Store", (), {"free": staticmethod(int)})
 
