@@ -2618,6 +2618,7 @@ KNOWN_BYTES = (                # how files begin, for people
 # what isprintable() lets pass, and nobody sees; and the sign that stands before what is made visible
 UNSEEN = ("[\\\\\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u2800\u3164\ufe00-\ufe0f\uffa0"
           "\U000e0100-\U000e01ef]")
+HOLD_KEYS = {"run", "command", "since", "manifest", "files", "bytes"}          # of held/note
 VIEW_BYTES = 4 << 20           # of one file that are shown, and compared
 VIEW_LINES = 40, 20            # first and last lines of a text that are shown without --all
 VIEW_WIDTH = 300               # characters of a line without --all
@@ -2644,17 +2645,18 @@ class Hold:
         return os.path.join(self.folder, name)
 
     def read(self, name):
-        """One of its notes; None if it is not there. ValueError, TypeError if it cannot be read."""
+        """One of its notes; None if it is not there, or broken (no word, then, and held anew)."""
         try:
             with open(self.path(name), "rb") as text:
                 return dict(json.loads(text.read().decode("utf-8")))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError, TypeError, RecursionError):
             return None
 
     def note(self):
         """{"v", "run", "command", "since", "manifest": its sum, "copy": were copies made?, "files" and
         "bytes" of all, "held": how many are}; None if nothing of the run was ever held."""
-        return self.read(b"note")
+        note = self.read(b"note")
+        return note if note and HOLD_KEYS <= set(note) else None
 
     def decision(self, limit):
         """The word that holds: {"v", "what": released or refused, "manifest", "run", "t", "by", "reason"};
@@ -2676,6 +2678,8 @@ class Hold:
     def make(self, ident, name, command, found):
         """Holds what was found (a Collector). name: RUN; ident: for the log. ValueError if it has changed
         since it was judged. OSError."""
+        if os.path.lexists(self.folder):               # its note is broken
+            self.drop(ident)
         fresh, rows = self.folder + b".new", rows_of(found)
         remove_tree(fresh)                             # of one that was killed here
         os.mkdir(fresh, 0o700)
@@ -3129,10 +3133,10 @@ def last_released(control):
     folder, command, found = os.path.dirname(control), Hold(control).note()["command"], (0, None)
     for name in os.listdir(folder):
         one = Hold(os.path.join(folder, name))
-        if os.path.exists(one.path(b"decided")) and one.note()["command"] == command:
-            word = one.decision(0)
-            if word and word["what"] == "released" and word["t"] > found[0]:
-                found = word["t"], os.path.join(folder, name)
+        word = one.decision(0) if os.path.exists(one.path(b"decided")) else None
+        told = word and word["what"] == "released" and one.note()["command"] == command
+        if told and word["t"] > found[0]:
+            found = word["t"], os.path.join(folder, name)
     return found[1]
 # ==== end shared ====
 

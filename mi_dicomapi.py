@@ -834,7 +834,7 @@ def calc_end(call):
     name = "calc-end" if word == "calc end" or row["state"] not in BEFORE_START else "calc-end abnormal"
     make_step(call, name, row, status="completed" if good else "abnormal", reason=reason, ended=time.time(),
               exit_code=code, signal=call["signal"], report=json.dumps(report))
-    if row["state"] in RETURNING:                      # told once more
+    if call["held"] is not None:                       # told once more
         call.relay.claims.note_held(row, call["held"])
     return {"message": "ended"}
 

@@ -252,6 +252,34 @@ def test_a_word_that_dies_is_said_or_not_and_counts_once(site):
         left_once(site, one, set() if "refused" in point else {"life.txt", "b.bin"} | set(LOGS))
 
 
+def test_a_note_that_is_broken_lets_nothing_out_and_ends_no_poller(site):
+    accept_id = site.start().submit()
+    site.held(accept_id)
+
+    def breaks(name, text):
+        with open(site.path(accept_id, name), "w") as out:
+            out.write(text)
+
+    def is_held():
+        try:
+            return json.load(open(site.path(accept_id, "note")))["manifest"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    for text in ("", "[1]", '{"since": 1}'):
+        breaks("note", text)
+        wait_until(is_held, what="held anew")
+    for text in ("", "{}", '{"what": "released"}'):
+        breaks("decided", text)
+    assert site.poller.alive() and "held for a person since" in site.word("outbox")
+    breaks("files", "{}")
+    site.word("release", accept_id, "--unseen", code=65)
+    wait_until(is_held, what="held anew")
+    assert not site.left(accept_id)
+    site.word("release", accept_id, "--unseen")
+    assert site.wf("wait", accept_id).returncode == 0
+
+
 def test_without_room_for_copies_it_is_held_without_and_judged_again_at_the_word(make_site, disk_of):
     disk, site = disk_of("8m"), make_site()
     with open(site.ini, encoding="utf-8") as text:
