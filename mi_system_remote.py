@@ -3953,20 +3953,24 @@ class Carrier:
         digest, count = hashlib.sha256(), sum(map(len, results))
         for result in itertools.chain(*results):
             digest.update(utf8("%s/%s\n" % (result.name, json.dumps(entry_of(result), sort_keys=True))))
-        entries = ((result.name, entry_of(result)) for result in itertools.chain(*results))
-        for start in range(0, count or 1, PAGE):
-            page = dict(itertools.islice(entries, PAGE))   # no more than a page is in memory
-            fields = {"v": 2, "claim": self.calc.claim, "more": start + PAGE < count}
-            if start == 0:
-                for result, data in zip(results[0] if inline else (), inline):
-                    page[result.name]["data"] = data
-                answer = self.relay.ask("POST", "send-results",
-                                        dict(fields, accept_id=self.calc.accept_id, result_files=page,
-                                             digest=digest.hexdigest(), end=bool(inline),
-                                             audit=AUDIT["head"], **said))
-            else:
-                self.relay.ask("POST", "files/%s/result" % self.calc.accept_id,
-                               dict(fields, **{"from": start, "files": page}))
+
+        def pages():                                   # no more than one is in memory
+            entries = ((result.name, entry_of(result)) for result in itertools.chain(*results))
+            for start in range(0, count or 1, PAGE):
+                yield start, dict(itertools.islice(entries, PAGE)), {
+                    "v": 2, "claim": self.calc.claim, "more": start + PAGE < count}
+
+        _start, page, fields = next(pages())
+        for result, data in zip(results[0] if inline else (), inline):
+            page[result.name]["data"] = data
+        answer = self.relay.ask("POST", "send-results",
+                                dict(fields, accept_id=self.calc.accept_id, result_files=page,
+                                     digest=digest.hexdigest(), end=bool(inline), audit=AUDIT["head"],
+                                     **said))
+        if fields["more"]:
+            self.relay.ask_in_row(lambda: (
+                ("files/%s/result" % self.calc.accept_id, dict(fields, **{"from": start, "files": page}))
+                for start, page, fields in pages() if start))
         return bool(answer.get("end"))
 
     def send_files(self, found):
@@ -8862,6 +8866,9 @@ MAX_ANSWER = 16 << 20          # bytes of a JSON answer that are read; manifests
 # bytes: smallest piece, largest file in a pack, one read or write
 PIECE_MIN, PACK_FILE, CHUNK = 64 << 10, 1 << 20, 256 << 10
 PACK_COUNT = 2000              # files in a pack
+AHEAD = 2                      # things that are asked for ahead
+AHEAD_LEAST, AHEAD_SIZE = 32, 2 << 20  # files at least, and bytes at most, of a pack that is asked for ahead
+IN_ROW = 4                     # calls that are sent before the first of them is answered
 INLINE_FILES, INLINE = 100, 32 << 10   # files, and their bytes in all, that travel beside their names
 MOST_HEAD = 64 << 10           # bytes of an answer's head
 LATER_CODES = (408, 425, 429, 500, 502, 503, 504, 507)                # answers that mean: later
@@ -9204,9 +9211,16 @@ class RelayClient:
         self.wrong_sums = 0                            # of the pack that is being fetched
         self.body_sent = 0                             # bytes of a body that went
         self.piece_size = self.piece_max = 16 << 20
+        self.lanes = 0                                 # connections for large files; 0: as the line is
         self.takes_dirs = False                        # does the relay take empty directories?
         self.x_and_mtime = {}                          # see manifest_entries()
         self.inline = {}                               # {number: base64} of what came beside its name
+
+    def twin(self):
+        """Another one like it, for another thread."""
+        made = object.__new__(type(self))
+        vars(made).update(vars(self), connection=None, x_and_mtime={}, inline={})
+        return made
 
     def proxy_for(self):
         """(host, port, headers, where that is said) of the proxy for this relay, or None: proxy, or the
@@ -9319,17 +9333,23 @@ class RelayClient:
     def send_request(self, method, target, body, length, headers):
         """One request on the open connection (see exchange); its answer as far as its head."""
         made = self.connection
-        fixed = [("Authorization", "Bearer " + self.token()), ("Accept-Encoding", "identity"),
-                 ("Content-Type", "application/json")]
-        if body or length is not None or method == "POST":
-            fixed.append(("Content-Length", len(body) if length is None else length))
-        head = request_head(method, self.prefix + API_PATH + target, made.name, fixed + list(headers))
+        size = len(body) if length is None else length
+        head = self.head_of(method, target, size if size or length is not None or method == "POST" else None,
+                            headers)
         # head and body in one: half the packets, and the relay looks once
         made.sock.sendall(head + body if length is None else head)
         sent = length is None or self.send_chunks(made.sock, body())
         response = HttpAnswer(made.source)
         response.will_close = response.will_close or not sent
         return response
+
+    def head_of(self, method, target, length, headers=()):
+        """A request's head, for the open connection; length of its body: None if it has none."""
+        fixed = [("Authorization", "Bearer " + self.token()), ("Accept-Encoding", "identity"),
+                 ("Content-Type", "application/json")]
+        fixed += [] if length is None else [("Content-Length", length)]
+        return request_head(method, self.prefix + API_PATH + target, self.connection.name,
+                            fixed + list(headers))
 
     def send_chunks(self, sock, chunks):
         """Sends a body. False if the other end broke it off: its answer may be there already."""
@@ -9434,6 +9454,53 @@ class RelayClient:
                 self.patience_ends = None
             self.close()
             self.pause(wait if left is None else min(wait, left))
+
+    def ask_in_row(self, calls):
+        """POSTs, of which calls() gives (name, fields), each sent before the ones before it are answered: no
+        round trip is idle. What the first that fails raises; those behind it may have been taken."""
+        done, most = 0, 1 if self.lanes == 1 else IN_ROW
+
+        def answer():
+            nonlocal done
+            self.read_answer(HttpAnswer(self.connection.source), 30)
+            done += 1
+
+        def go_on():                                   # False: the connection ended before all were answered
+            nonlocal most
+            sent, row, most = done, most, 1            # after a failure: one after the other
+            for place, (name, fields) in enumerate(calls()):
+                if place < sent:                       # answered by an earlier try
+                    continue
+                self.send_call(name, fields)
+                sent += 1
+                if sent - done == row:
+                    answer()
+                    if self.connection is None and done < sent:
+                        return False
+            while done < sent and self.connection is not None:
+                answer()
+            return done == sent
+
+        def once():
+            try:
+                return go_on()
+            except OSError as error:
+                self.close()
+                raise self.broken(error)
+            except BaseException:
+                self.close()                           # answers to others may follow
+                raise
+
+        while not self.retried(once):
+            pass
+
+    def send_call(self, name, fields):
+        """Sends a POST, whose answer is still to be read. OSError, RelayAway."""
+        body = json.dumps(fields).encode()
+        if self.connection is None:
+            self.connect(self.within_patience(30))
+        self.connection.sock.settimeout(30)
+        self.connection.sock.sendall(self.head_of("POST", name, len(body)) + body)
 
     def ask(self, method, name, fields, wait=0, patience=None):
         """call(), until it is answered (see retried)."""
@@ -9606,14 +9673,33 @@ class RelayClient:
         """files [(path, size, ...)] in the order of the manifest (numbers: only these) to target, small ones
         in packs, large ones in pieces. ValueError if one is no longer what was declared."""
         todo = sorted(range(len(files)) if numbers is None else set(numbers), reverse=True)
+        ahead = Ahead(self)
         while todo:
-            first, batch = todo[-1], []
-            while len(batch) < min(len(todo), PACK_COUNT) and todo[-1 - len(batch)] == first + len(batch):
-                entry = files[first + len(batch)]
-                if batch and max(entry[1], batch[0][1]) > PACK_FILE:
-                    break
-                batch.append(entry)
-            del todo[-self.retried(lambda: self.upload_pack(target, first, batch, claim, moved)):]
+            first, batch = pack_at(files, todo)
+            packs = self.send_ahead(ahead, target, files, todo[:-len(batch)], claim)
+            count = self.retried(lambda: self.upload_pack(target, first, batch, claim, moved))
+            gone = set(range(first, first + count))
+            for number, entries in packs:
+                count = ahead.take(number) or 0
+                gone.update(range(number, number + count))
+                moved(sum(entry[1] for entry in entries[:count]))
+            todo = [number for number in todo if number not in gone]
+
+    def send_ahead(self, ahead, target, files, todo, claim):
+        """Sends some packs of small files of those whose numbers are in todo, the last of it first; these
+        [(number, entries)]."""
+        packs = []
+        while todo and len(packs) < AHEAD and self.lanes != 1 and self.piece_size >= 2 * PACK_FILE:
+            first, batch = pack_at(files, todo)
+            del todo[-len(batch):]
+            if len(batch) >= AHEAD_LEAST:
+                packs.append((first, batch))
+                self.begin_sending(ahead, target, first, batch, claim)
+        return packs
+
+    def begin_sending(self, ahead, target, first, batch, claim):
+        """Sends a pack ahead."""
+        ahead.begin(first, lambda relay: relay.upload_pack(target, first, batch, claim))
 
     def manifest_entries(self, target, page, claim=""):
         """Every (number, name, size, sha256) of a manifest whose first page is in page {"files", "next"};
@@ -9621,6 +9707,7 @@ class RelayClient:
         execute it?, mtime in nanoseconds or None)}, where a file has any; who stores the file takes them out.
         ValueError if the manifest is malformed."""
         number, before, query = 0, None, dict({"claim": claim} if claim else {}, v=2, dirs=1)
+        ahead = Ahead(self)
         self.x_and_mtime.clear()                             # of a list that was not taken to its end
         self.inline.clear()
         while True:
@@ -9628,6 +9715,10 @@ class RelayClient:
             if not isinstance(entries, dict):
                 raise ValueError(_("the file list is none"))
             before = check_manifest_names(entries, before, folders=True)
+            follows = page.get("next")
+            if follows is not None:
+                fields = dict(query, **{"from": follows})
+                ahead.begin(follows, lambda relay: relay.call("GET", target, fields))
             for name, entry in entries.items():
                 size, sum256 = ((entry.get("size"), entry.get("sha256")) if isinstance(entry, dict)
                                 else (None, None))
@@ -9636,11 +9727,11 @@ class RelayClient:
                 self.note_beside(number, entry)
                 yield number, name, size, sum256
                 number += 1
-            if page.get("next") is None:
+            if follows is None:
                 return
-            if page["next"] != number or not entries:
+            if follows != number or not entries:
                 raise ValueError(_("the pages of the file list do not follow one another"))
-            page = self.ask("GET", target, dict(query, **{"from": number}))
+            page = ahead.take(number) or self.ask("GET", target, fields)
 
     def note_beside(self, number, entry):
         """What a manifest's entry says beside size and sum, until its file is stored."""
@@ -9725,13 +9816,15 @@ class RelayClient:
         os.unlink(part)
         raise ValueError(_("does not arrive as it was sent (its sum differs, three times)"))
 
-    def download_pack(self, target, batch, store, claim, moved):
+    def download_pack(self, target, batch, store, claim, moved, ahead):
         """The first files of batch [(number, name, size, sha256)], as many as the relay packs; taken off
-        batch as they are stored."""
+        batch as they are stored. What follows them comes meanwhile."""
         import hashlib
-        count = sum(1 for entry in batch if entry[2] <= PACK_FILE)
+        count = min(PACK_COUNT, sum(1 for entry in batch if entry[2] <= PACK_FILE))
         query = files_query(claim, "&from=%d&count=%d" % (batch[0][0], count))
-        response, some = self.get_bytes("%s/pack%s" % (target, query), (200,)), False
+        response, some = ahead.take(batch[0][0]), False
+        self.fetch_behind(response.count if response else count, target, batch, claim, ahead)
+        response = response or self.get_bytes("%s/pack%s" % (target, query), (200,))
         try:
             # no length: something in between passes it on without; its end tells
             while batch and batch[0][2] <= (PACK_FILE if response.length is None
@@ -9752,7 +9845,40 @@ class RelayClient:
             self.close()
             raise
         self.wrong_sums = 0
+        if not isinstance(response, Fetched):
+            self.end_exchange(response)
+
+    def fetch_behind(self, count, target, batch, claim, ahead):
+        """Asks for the packs of small files behind the first count files of batch, which come in one now:
+        while those are stored, they come."""
+        packs, total, entries = [[]], 0, list(batch)
+        if sum(entry[2] for entry in entries[:count]) > self.piece_max:
+            return                                     # not in one
+        for number, _name, size, _sum in entries[count:]:
+            if len(packs[-1]) == PACK_COUNT or total + size > AHEAD_SIZE:
+                packs, total = packs + [[]], 0
+            if len(packs) > AHEAD or size > PACK_FILE or packs[-1] and number != packs[-1][-1][0] + 1:
+                break
+            packs[-1].append((number, size))
+            total += size
+        for pack in packs[:AHEAD]:
+            if len(pack) >= AHEAD_LEAST:
+                self.begin_pack(ahead, target, claim, pack)
+
+    def begin_pack(self, ahead, target, claim, pack):
+        """Asks for a pack [(number, size)] ahead."""
+        query = files_query(claim, "&from=%d&count=%d" % (pack[0][0], len(pack)))
+        ahead.begin(pack[0][0], lambda relay: relay.whole_pack(
+            "%s/pack%s" % (target, query), len(pack), sum(size for _number, size in pack)))
+
+    def whole_pack(self, target, count, size):
+        """A pack of so many files and bytes. RelayAway if it has others."""
+        response = self.get_bytes(target, (200,))
+        data = self.read_file(response, size) if response.length in (None, size) else None
+        if data is None:
+            raise self.broken(_("cut off"))
         self.end_exchange(response)
+        return Fetched(data, count)
 
     def read_file(self, response, size):
         """size bytes of the answer's body; None if it ends in front of them."""
@@ -9776,9 +9902,9 @@ class RelayClient:
         """Every (number, name, size, sha256) of entries: small ones in packs, handed to store(number, name,
         data), large ones into the file part(number), handed to store(number, name, None). Verified before
         they are handed over. ValueError if they are not what the list says; an OSError is this disk's."""
-        entries, batch = iter(entries), collections.deque()
+        entries, batch, ahead = iter(entries), collections.deque(), Ahead(self)
         while True:
-            while len(batch) < PACK_COUNT and not (batch and batch[-1][2] > PACK_FILE):
+            while len(batch) < (1 + AHEAD) * PACK_COUNT and not (batch and batch[-1][2] > PACK_FILE):
                 entry = next(entries, None)
                 if entry is None:
                     break
@@ -9796,7 +9922,73 @@ class RelayClient:
                 store(number, name, None)
                 batch.popleft()
             else:
-                self.retried(lambda: self.download_pack(target, batch, store, claim, moved))
+                self.retried(lambda: self.download_pack(target, batch, store, claim, moved, ahead))
+
+
+class Ahead:
+    """What is asked of a relay before its turn, in threads and over connections of their own, so that no
+    round trip is idle. What fails here is asked again, and told, by who needs it. With `lanes = 1`:
+    nothing."""
+
+    def __init__(self, relay):
+        self.relay = relay
+        self.twins = []                                # of it, that have nothing to do
+        self.jobs = collections.OrderedDict()          # {number: (thread, twin, what it gave)}, ascending
+
+    def begin(self, number, work):
+        """work(relay) begins, unless it has, or enough others have."""
+        if self.relay.lanes == 1 or number in self.jobs or len(self.jobs) == AHEAD:
+            return
+        twin, found = self.twins.pop() if self.twins else self.relay.twin(), []
+
+        def run():
+            try:
+                found.append(work(twin))
+            except Exception:
+                twin.close()
+
+        self.jobs[number] = threading.Thread(target=run, daemon=True), twin, found
+        self.jobs[number][0].start()
+
+    def take(self, number):
+        """What the work of this number gave; None if it failed, or there was none. Nobody wants those of
+        smaller ones any more."""
+        while self.jobs and next(iter(self.jobs)) <= number:
+            found, (thread, twin, given) = self.jobs.popitem(last=False)
+            thread.join()
+            self.twins.append(twin)
+            if found == number and given:
+                return given[0]
+        return None
+
+
+class Fetched:
+    """The body of an answer, count files, that is here already."""
+
+    def __init__(self, data, count):
+        self.count = count
+        self.data = memoryview(data)
+        self.length = len(data)                        # of what is left
+
+    def readinto(self, view):
+        """Fills view; how much that was."""
+        got = min(len(view), self.length)
+        at = len(self.data) - self.length
+        view[:got] = self.data[at:at + got]
+        self.length -= got
+        return got
+
+
+def pack_at(files, todo):
+    """(number, entries) of the files that go next in a pack, or a large one, of those whose numbers are in
+    todo, the last of it first."""
+    first, batch = todo[-1], []
+    while len(batch) < min(len(todo), PACK_COUNT) and todo[-1 - len(batch)] == first + len(batch):
+        entry = files[first + len(batch)]
+        if batch and max(entry[1], batch[0][1]) > PACK_FILE:
+            break
+        batch.append(entry)
+    return first, batch
 
 
 def whole_data(text, size, sum256):

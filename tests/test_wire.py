@@ -520,10 +520,10 @@ FORMS = {                      # name: what stands before the answer, its head, 
 
 class Gateway(suite.Listener):
     """Passes requests on to a relay on a port of this host, and its answers back in one of FORMS. cut: {(method, name): bytes
-    after which one body ends}; taken: connections."""
+    after which one body ends}; taken: connections; asked: told of each request before its answer goes."""
 
     def __init__(self, port, form):
-        self.target, self.form, self.taken, self.cut = port, FORMS[form], 0, {}
+        self.target, self.form, self.taken, self.cut, self.asked = port, FORMS[form], 0, {}, lambda method, target: None
         suite.Listener.__init__(self)
 
     def one(self, sock):
@@ -549,6 +549,7 @@ class Gateway(suite.Listener):
         kept = [line for line in answer.msg.items() if line[0].lower() not in ("content-length", "connection")]
         head = head % ((status, len(data)) if b"%d" in head else (status,)) + "".join("%s: %s\r\n" % line for line in kept).encode() + b"\r\n"
         out = framed(data) if framed else data
+        self.asked(method, target)
         cut = self.cut.pop((method, target.partition("?")[0].split("/")[-1]), None)
         sock.sendall(before + head + out[:cut])
         relay.close()
@@ -634,6 +635,59 @@ def test_every_answer_is_read_in_every_form_that_something_in_between_gives_it(b
         assert gateway.taken <= 2                      # kept from one call to the next
     old, data = form_v1(relay, tmp_path)
     assert {name: open(found.path, "rb").read() for name, found in old.items() if isinstance(found, wf.Blob)} == {"big": data}
+
+
+def test_the_next_packs_are_asked_for_before_the_last_one_is_through(between, tmp_path, monkeypatch):
+    gateway, relay = between("as the relay sends it")
+    monkeypatch.setattr(wf, "PACK_COUNT", 40)
+    asked, come, alone = [], threading.Condition(), []
+
+    def hold(method, target):
+        if "/pack?" not in target or relay.lanes == 1:
+            return
+        with come:
+            asked.append((method, target.split("?")[0]))
+            come.notify_all()
+            if not come.wait_for(lambda: asked.count(asked[0]) >= 3 and asked.count((method, target.split("?")[0])) >= 3, 20):
+                alone.append((method, target))
+
+    gateway.asked = hold
+    inputs = {"f%03d" % n: b"%d" % n for n in range(120)}
+    inputs["z"] = os.urandom((1 << 20) + 17)
+    assert carried(relay, tmp_path / "files", inputs)[1] == inputs
+    assert len(asked) == 12 and not alone and not relay.pauses
+
+
+def test_with_one_lane_nothing_is_asked_for_ahead(between, tmp_path, monkeypatch):
+    gateway, relay = between("as the relay sends it")
+    monkeypatch.setattr(wf, "PACK_COUNT", 40)
+    relay.lanes = 1
+    inputs = {"f%03d" % n: b"%d" % n for n in range(120)}
+    inputs["z"] = os.urandom((1 << 20) + 17)
+    assert carried(relay, tmp_path / "files", inputs)[1] == inputs and gateway.taken == 1
+
+
+def test_what_goes_wrong_in_a_row_of_calls_is_told_and_the_next_call_is_answered(make):
+    fake, relay = make()
+    calls = [("finish", {"v": 2, "n": n}) for n in range(12)]
+    relay.ask_in_row(lambda: calls)
+    assert len(fake.calls) == 12 and not relay.notices
+    fake.misbehave = lambda request: request.no(409) if len(fake.calls) == 20 else None
+    with pytest.raises(wf.RelayRefused) as caught:
+        relay.ask_in_row(lambda: calls)
+    assert caught.value.code == 409 and relay.call("POST", "finish", {"v": 2})["code"] == 200
+    for ends in ("unsaid", "said"):                    # the connection ends in the middle, with an answer or without
+        del fake.calls[:]
+
+        def end(request):
+            if len(fake.calls) == 8:
+                if ends == "unsaid":
+                    raise Cut
+                request.close_connection = True
+                return 200, request.ok()[1], [("Connection", "close")]
+        fake.misbehave = end
+        relay.ask_in_row(lambda: calls)
+        assert len(fake.calls) >= 12 and len(relay.notices) == 2, ends           # away, and back
 
 
 def form_v1(relay, tmp_path):
