@@ -1086,6 +1086,8 @@ class Collector:
                 self.keep_here(name, Stays("name"), name in self.named)
         if self.scanner is not None:
             self.scanner.close()
+        if self.rules["dry_run"]:
+            self.note("", "dry_run: the rules tell, and keep nothing here", True)
         if self.hold_all and self.rules["dry_run"]:
             self.note("", "dry_run: hold", True)
         elif self.hold_all or self.held:
@@ -1631,7 +1633,8 @@ class GateRun:
 
     def note_stay(self, name, why, aloud):
         """For the owner's log: what stays here, and by which rule. aloud: as a warning."""
-        log("warn" if aloud else "debug", self.ident, "7 stays here", name=name, why=why)
+        step = "7 leaves all the same" if why.startswith("dry_run: ") else "7 stays here"
+        log("warn" if aloud else "debug", self.ident, step, name=name, why=why)
 
     def collect_logs(self, found):
         """What the command has written, into a Collector."""
@@ -5803,7 +5806,7 @@ def report_of(found, stays):
     leaves = {one.name: one.size for one in itertools.chain(found.found, found.folders)
               if one.name not in found.held}
     return {"leaves": leaves, "held": found.held, "verdicts": found.verdicts,
-            "stays": {name: why for name, why in stays.items() if name not in found.held}}
+            "stays": {name: why for name, why in stays.items() if name and name not in found.held}}
 
 
 def cmd_scan(options, settings, ini):

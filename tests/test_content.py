@@ -303,3 +303,47 @@ def test_over_the_relay_a_planted_secret_stays_and_neither_rule_nor_text_is_told
         here = b"".join(open(os.path.join(top, name), "rb").read() for top, _folders, names in os.walk(os.path.join(world.folder, number)) for name in names)
         assert hidden["bytes"][300:360] not in here and b"CANARY" not in here
     assert poller.text().count("deny_content line 1") == 3, "the owner's log names the rule"
+
+
+def test_with_dry_run_a_plant_leaves_and_the_log_of_the_run_says_so_each_time(tmp_path, hidden):
+    for door in sorted(DOORS):
+        word, said = word_of(door, tmp_path / door, "deny_pieces = %(index)s\ndry_run = yes", hidden, plants.result(bytes))
+        assert word == plants.NOT_STOPPED and said["r.bin"].startswith("dry_run: refused: deny_pieces") and said[""].startswith("dry_run: ")
+
+
+def test_scan_and_what_leaves_say_what_would_happen_to_files_and_by_which_rule(tmp_path, hidden):
+    ini, folder = ini_of(tmp_path, "deny_pieces = %(index)s\ntypes = *.txt text\n  *.csv any\ndry_run = yes" % hidden), tmp_path / "r"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes(b"fine\n")
+    (folder / "b.csv").write_bytes(hidden["bytes"][500:2500])
+    (folder / "c.bin").write_bytes(b"x")
+    for words in (["scan", str(folder / "a.txt"), str(folder / "b.csv"), str(folder / "c.bin")], ["what-leaves", str(folder)]):
+        done = suite.run("mi_system_remote.py", *words, "--json", "--ini", ini)
+        told = json.loads(done.stdout)
+        assert done.returncode == 65 and list(told["leaves"]) == [str(folder / "a.txt")] and list(told["held"]) == [str(folder / "c.bin")], (done, told)
+        assert told["stays"][str(folder / "b.csv")].startswith("deny_pieces " + hidden["index"])
+    done = suite.run("mi_system_remote.py", "scan", str(folder / "a.txt"), "--ini", ini)
+    assert done.returncode == 0 and "a.txt" in done.stdout
+    assert suite.run("mi_system_remote.py", "scan", str(folder / "none"), "--ini", ini).returncode == 66
+
+
+def test_a_gibibyte_of_text_is_looked_at_at_60_megabytes_a_second_in_little_memory(tmp_path, long):
+    if not long:
+        pytest.skip("--long")
+    rows = b"".join(b"%10d %15.6E %15.6E %15.6E node stress output\n" % (n, n / 7, n * 0.37, 1e5 / (n + 1)) for n in range(150000))
+    scanner = gate.Scanner(dict(DEFAULTS, deny_sums=["0" * 64], deny_content=[
+        "CONFIDENTIAL", "SECRET-[0-9]+", "(?i)internal use only", "licen[cs]e server", "/home/[a-z]+/", "27000@[a-z.]+", "社外秘", "[A-Z]{3}-[0-9]{4}-X",
+        "(?i)project[- ]blue", "steel_(?:alpha|beta)_v[0-9]"]))
+    path = tmp_path / "big.txt"
+    with open(str(path), "wb") as out:
+        while out.tell() < 1 << 30:
+            out.write(rows)
+    with open(str(path), "rb") as text:
+        scanner.file("big.txt", "", text.fileno(), os.fstat(text.fileno()).st_size)
+    with open("/proc/%d/stat" % scanner.process.pid) as text:
+        spent = sum(map(int, text.read().rpartition(") ")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK")
+    with open("/proc/%d/status" % scanner.process.pid) as text:
+        peak = int(text.read().partition("VmHWM:")[2].split()[0])
+    scanner.close()
+    print("%.0f MB/s of processor time, %d KiB" % (os.stat(str(path)).st_size / spent / 1e6, peak))
+    assert os.stat(str(path)).st_size / spent > 60e6 and peak < 64 << 10
