@@ -4388,6 +4388,15 @@ def permit_order(place, command, text, signed):
     write_synced(place.path(b"signed"), utf8(signed))
 
 
+def small_text(path):
+    """The text of a small file of ours, "" if it is not there."""
+    try:
+        with open(path, encoding="utf-8") as text:
+            return text.read(1 << 20)
+    except FileNotFoundError:
+        return ""
+
+
 def input_rows(place):
     """The rows of a manifest (see sum_of_manifest()) of what was put. Refusal if something cannot be read."""
     tree = ResultTree(place.work)
@@ -4793,8 +4802,25 @@ class Door:
             else:
                 folders.append([one.name, one.mtime])
             at += 1
-        self.wire.say(dict({"files": files, "folders": folders, "next": None, "verdicts": found.verdicts},
-                           **{"audit": AUDIT["head"]} if AUDIT["head"] else {}))
+        told = {"files": files, "folders": folders, "next": None, "verdicts": found.verdicts}
+        more = {"audit": AUDIT["head"], "signed": self.signed_results(found)}
+        self.wire.say(dict(told, **{key: value for key, value in more.items() if value}))
+
+    def signed_results(self, found):
+        """What this computer says of the results, signed; "" without a result_key. Refusal if it cannot."""
+        key, state = self.rules["ssh guard"].get("result_key"), self.state()
+        if not key or not self.place.ruled:
+            return ""
+        rows = ((one.name, one.size, one.sum256, one.executable)
+                for group in (found.found, found.folders) for one in group)
+        told = {"site": "".join(self.rules["ssh guard"]["site"][:1]), "run": self.place.ident + ".1",
+                "exit_code": state["code"], "signal": None, "reason": state["why"]}
+        order = small_text(self.place.path(b"signed"))
+        try:
+            return signed_results(key, told, self.place.control, self.rules["outbound"], rows,
+                                  found.verdicts, order)
+        except Stop as stop:
+            raise Refusal("config", str(stop))
 
     def do_get(self, names=None, name=None, at=0, length=0, size=0, mtime=0, pack=False):
         if names is None:
@@ -6540,20 +6566,26 @@ class Line:
         session.hello(way)
         return session
 
-    def list_results(self, inputs):
-        """What may leave of the run (Listing). inputs: also inputs that nobody has touched."""
-        found, at = Listing([], [], Verdicts()), 0
+    def list_results(self, inputs, signed=False):
+        """What may leave of the run (Listing). inputs: also inputs that nobody has touched; signed: and what
+        is signed."""
+        found, at = Listing([], [], Verdicts(), [], []), 0
         while at is not None:
             told = self.session.ask("results", {"from": at, "inputs": inputs}).answer(
                 "files", "folders", "next")
             found.files.extend(Entry(None, name, size, mtime, 0o777 if x else 0o666)
                                for name, size, mtime, x, sum256 in told["files"])
             found.folders.extend((name[:-1], mtime) for name, mtime in told["folders"])
+            if signed:
+                found.rows.extend((name, size, sum256, x) for name, size, mtime, x, sum256 in told["files"])
+                found.rows.extend((name, 0, sum_of(io.BytesIO(), 0, 0), False)
+                                  for name, mtime in told["folders"])
             step = len(told["files"]) + len(told["folders"])
             if (told["next"] is not None and (told["next"] != at + step or not step)
                     or len(found.files) + len(found.folders) > MOST_FILES):
                 self.nonsense()
             at = told["next"]
+        found.signed.extend([told.get("signed", ""), told.get("verdicts", {})])
         found.verdicts.update((code, {"count": one["count"], "names": list(map(printable, one["names"]))})
                               for code, one in told.get("verdicts", {}).items())
         self.audit = told.get("audit", "")
@@ -6637,11 +6669,11 @@ INCOMPLETE = set(NOT_THERE) | {"refused", "held"}     # verdicts that make "ever
 
 
 def run_calculation(host, command, inputs, into=".", settings=None, mode="run", keep=False, batch=None,
-                    allow_refused=False, sign_key=""):
+                    allow_refused=False, sign_key="", require_signed_by=""):
     """Runs command on host with the input files (paths; far names are their last parts) and fetches
     everything into `into`. batch: [a batch system there, option, ...], for a host without a guard.
     allow_refused: what the owner's rules keep there is no failure. sign_key: a private key (file) by which
-    the order is signed.
+    the order is signed; require_signed_by: a file of public keys, of which one must have signed the results.
 
     Returns an Outcome. Stop with an exit code of the table when it cannot go on; the calculation can then be
     resumed by its ident, which the message names.
@@ -6662,6 +6694,7 @@ def run_calculation(host, command, inputs, into=".", settings=None, mode="run", 
     order = {"host": host, "command": command, "inputs": pairs, "into": os.path.abspath(into), "mode": mode,
              "keep": keep, "v": ON_DISK, "time": time.time(), "batch": batch, "allow_refused": allow_refused,
              "sign_key": sign_key and os.path.abspath(sign_key),
+             "signed_by": require_signed_by and os.path.abspath(require_signed_by),
              "settings": settings._asdict()}
     run = Runner(Record(ident, order), settings, line)
     try:
@@ -6904,6 +6937,8 @@ class Runner:
         arrivals, done = Arrivals(target), False
         try:
             fault("listing")
+            if self.line.plain and self.order.get("signed_by"):
+                raise Stop(EX_PROTOCOL, _("%s: there is no guard that signs results") % self.line.host)
             count, verdicts = plain_get(self, arrivals) if self.line.plain else self.fetch_into(arrivals)
             target.sync_all()
             for name, why in arrivals.kept.items():
@@ -6923,6 +6958,8 @@ class Runner:
         got, sent = {}, self.record.sent_inputs() if self.order["mode"] == "fielded" else {}
         for look in range(READ_TRIES):                      # what changes while it is fetched is listed anew
             found = self.list_results()
+            if self.order.get("signed_by"):
+                arrivals.sums = self.believed_sums(found)
             wanted = [with_part(entry, arrivals.target) for entry in found.files
                       if got.get(entry.far) != version_of(entry) and self.wants(arrivals, entry, sent)]
             log("info", self.ident, "7 results", files=len(found.files), to_fetch=len(wanted),
@@ -6951,18 +6988,47 @@ class Runner:
         log("info", self.ident, "8 fetch", files=len(wanted), bytes=moved)
         return stays
 
+    def believed_sums(self, found):
+        """{name: sum} of what was listed, if a key of --require-signed-by has signed it there, for this run
+        and order and this end; that is also kept beside the results. 76 if not."""
+        import hashlib
+        state, order = self.record.steps["ended"]["state"].split(), self.record.steps.get("signed", {})
+        text, verdicts = found.signed or ["", {}]
+        line, _newline, armored = text.partition("\n")
+        order = order.get("text", "").partition("\n")[0]
+        stays = json.dumps(verdicts, sort_keys=True)
+        wanted = {"v": 1, "run": self.ident + ".1", "manifest": sum_of_manifest(found.rows),
+                  "order": order and hashlib.sha256(order.encode()).hexdigest(),
+                  "stays": hashlib.sha256(stays.encode()).hexdigest(),
+                  "exit_code": int(state[1]) if state[0] == "ended" else None}
+        try:
+            with open(utf8(self.order["signed_by"]), encoding="utf-8") as rows:
+                keys = set(map(public_key, filter(str.strip, rows)))
+            signed_by(line.encode(), armored, RESULT_SPACE, keys)
+            told = json.loads(line)
+            other = [key for key in sorted(wanted) if told.get(key) != wanted[key]]
+            if other:
+                raise ValueError(_("what was signed there is not what came (%s)") % " ".join(other))
+        except OSError as error:
+            raise Stop(EX_CONFIG, "%s: %s" % (self.order["signed_by"], error.strerror))
+        except ValueError as error:
+            raise Stop(EX_PROTOCOL, _("%s: its results are not believed: %s") % (self.ident, error))
+        write_synced(os.path.join(utf8(self.order["into"]), utf8(self.ident + ".signed")),
+                     utf8(text), 0o666)
+        return {name: sum256 for name, size, sum256, x in found.rows}
+
     def list_results(self):
         """What may leave there; nothing, where nothing of a lost calculation is left. 75 if it waits for a
         person."""
         try:
-            found = self.line.list_results(self.order["mode"] == "fielded")
+            found = self.line.list_results(self.order["mode"] == "fielded", bool(self.order.get("signed_by")))
             told = self.line.session.ask("state").answer("state") if "held" in found.verdicts else {}
             if told.get("held") is not None:
                 raise self.held(told)
             return found
         except Declined as error:
             if error.code in ("gone", "state") and self.record.steps["ended"]["state"].startswith("lost"):
-                return Listing([], [], Verdicts())
+                return Listing([], [], Verdicts(), [], [])
             raise
 
     def held(self, told):
@@ -7138,6 +7204,7 @@ class Arrivals:
     def __init__(self, target):
         self.target = target
         self.kept = {}
+        self.sums = {}                                 # {name: sum} where they were signed
 
     def put(self, name, act, *words):
         """act(*words), which puts a result there, or asks whether it may: True; if it must not, that is noted
@@ -7395,7 +7462,8 @@ def sum_of(source, offset, size):
 Entry = collections.namedtuple("Entry", "near far size mtime mode")
 Piece = collections.namedtuple("Piece", "entry offset size")
 # results: [Entry], [(name, mtime)] of empty directories, Verdicts
-Listing = collections.namedtuple("Listing", "files folders verdicts")
+# signed: what is said of it there; rows: see sum_of_manifest(), where that is wanted
+Listing = collections.namedtuple("Listing", "files folders verdicts signed rows")
 
 
 def put_inputs(line, record, entries):
@@ -7866,12 +7934,22 @@ class ResultTransfer(Transfer):
 
     def store(self, entry, data, x, mtime):
         """Puts a whole result into the target, or notes why it cannot be there. data: None, if it has grown
-        as a part."""
+        as a part. 76 if it is not what was signed."""
+        if self.arrivals.sums:
+            self.check_sum(entry, data)
         if self.arrivals.put(entry.far, self.arrivals.target.store, part_name(entry.far), entry.far, data, x,
                              mtime):
             self.stored.add(entry.far)
             if data is not None:
                 self.record.note_arrived(entry, 0, entry.size)
+
+
+    def check_sum(self, entry, data):
+        """76 unless a result is what was signed."""
+        with io.BytesIO(data) if data is not None else open(entry.near, "rb", 0) as source:
+            found = sum_of(source, 0, entry.size if data is None else len(data))
+        if found != self.arrivals.sums.get(entry.far):
+            raise Stop(EX_PROTOCOL, _("%s: is not what was signed there") % printable(entry.far))
 
 
 def piece_parts(session, told, length):
@@ -8492,8 +8570,8 @@ def cmd_run(options):
     settings = settings_of_options(vars(options))
     batch = [options.batch] + options.batch_option if options.batch else None
     return say_outcome(run_calculation(options.host, options.cmd, inputs, options.to or ".", settings, "run",
-                                       options.keep, batch, options.allow_refused, options.sign_key),
-                       options.json)
+                                       options.keep, batch, options.allow_refused, options.sign_key,
+                                       options.require_signed_by), options.json)
 
 
 def on_sigterm(number, frame):
@@ -9544,11 +9622,12 @@ class OrderRules:
 
 # What is said of results
 
-def signed_results(path, told, rules, rows, said, order):
+def signed_results(path, told, control, rules, rows, said, order):
     """What this computer says of results, signed by the private key in the file `path`, which is made if it
-    is not there; "" where there is no such key. told: {"site", "run", "exit_code", "signal", "reason",
-    "release": which a person gave, or ""}; rules: [outbound]; rows: of the manifest, see sum_of_manifest();
-    said: what is said of what stays here; order: the text `signed` of the order. 78 if it cannot be."""
+    is not there; "" where there is no such key. told: {"site", "run", "exit_code", "signal", "reason"};
+    control: of the run (a person's word is there, if it waited for one); rules: [outbound]; rows: of the
+    manifest, see sum_of_manifest(); said: what is said of what stays here; order: the text `signed` of the
+    order. 78 if it cannot be."""
     import hashlib
     if not path:
         return ""
@@ -9559,9 +9638,11 @@ def signed_results(path, told, rules, rows, said, order):
         text = json.dumps(found, sort_keys=True, default=lambda one: getattr(one, "pattern", str(type(one))))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    line = order.partition("\n")[0]
+    line, hold = order.partition("\n")[0], Hold(control)
+    word = hold.note() and hold.decision(0)
     return signed_text(dict(
-        told, v=1, order=hashlib.sha256(line.encode("utf-8", "replace")).hexdigest() if line else "",
+        told, v=1, release="%s %s" % (word["what"], word["manifest"]) if word else "",
+        order=hashlib.sha256(line.encode("utf-8", "replace")).hexdigest() if line else "",
         manifest=sum_of_manifest(rows), stays=sum_of(said), rules=sum_of(rules)), path, RESULT_SPACE)
 
 
@@ -11809,6 +11890,8 @@ OPTIONS = {
     "--allow-refused": dict(action="store_true", help="results that their owner's rules keep there are no"
                                                       " failure"),
     "--sign-key": dict(default="", metavar="FILE", help="signs the order with this private key (of keygen)"),
+    "--require-signed-by": dict(default="", metavar="FILE",
+                                help="takes only results that a key of this file has signed"),
     "--batch": dict(choices=sorted(BATCH_SYSTEMS),
                     help="through this batch system there (with a guard: its ini says so)"),
     "--batch-option": dict(action="append", default=[], metavar="OPTION",
@@ -11836,8 +11919,8 @@ SUBCOMMANDS = {
             "leaves; the exit code is the command's own. A lost line is opened again, the command runs on "
             "meanwhile.",
             "run hpc 'solve.sh 4' --in model.inp table/ --to results",
-            "--in --to --keep --allow-refused --sign-key --batch --batch-option --streams --retry --base"
-            " --ssh-options"),
+            "--in --to --keep --allow-refused --sign-key --require-signed-by --batch --batch-option --streams"
+            " --retry --base --ssh-options"),
     "resume": (cmd_resume, "UUID",
                "Goes on with a calculation whose runner died or gave up, days later too. --to: also if its "
                "results were fetched before.",
@@ -11923,7 +12006,6 @@ INI_KEYS = {                   # {section: {key: (kind, default, meaning)}}: wha
                          "sessions of a key at a time; a runner that finds none left tries again")}}
 INI_KEYS["ssh guard"].update(dict(order_keys(), site=(
     str.split, [], "what runners call this computer (their HOST), where orders are signed; blanks between")))
-del INI_KEYS["ssh guard"]["result_key"]
 INI_KEYS.update(dict(gate_keys(), **signer_keys()))
 
 
@@ -11972,6 +12054,7 @@ def is_verdicts(value):
 
 
 ANSWER_FIELDS = {              # each word of an answer: its kind. Others are passed over
+    "signed": lambda value: type(value) is str and len(value) <= 10000,
     "no": is_text, "why": is_text, "state": text_like("|".join(STATES)),
         "code": lambda value: value is None or whole_number(0, 255)(value),
     "where": is_text, "cancelled": is_bool, "lost": is_bool, "host": is_text, "boot": is_text,
@@ -11997,6 +12080,12 @@ FINAL = (("Permission denied", EX_REFUSED), ("Host key verification failed", EX_
 JA = {
     "%s: ends with number %d":
         "%s: 最後は %d 番です",
+    "%s: there is no guard that signs results": "%s: 結果に署名するガードがありません",
+    "%s: is not what was signed there": "%s: 外部計算機で署名されたものと違います",
+    "%s: its results are not believed: %s": "%s: 結果を受け取りません: %s",
+    "what was signed there is not what came (%s)": "外部計算機が署名した内容が、届いたものと違います (%s)",
+    "takes only results that a key of this file has signed":
+        "このファイルの鍵で署名された結果だけを受け取ります",
     "what was held has changed: held anew":
         "保留中のものが変わったため、保留し直しました",
     "%s: there is no guard that takes signed orders": "%s: 署名のある指示書を受け取るガードがありません",

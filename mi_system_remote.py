@@ -3903,7 +3903,7 @@ class Carrier:
             log("info", self.calc.accept_id, "7 send-results", site=self.poller.site, files=len(found.found),
                 bytes=found.total, **{code: entry["count"] for code, entry in found.verdicts.items()})
             self.write_manifest(found)
-            said["signed"] = self.signed_results(found, results, said)
+            said["signed"] = self.signed_results(results, said)
             try:
                 whole = self.send_manifest(results, said, inline_data(found.found))
                 fault("manifest sent")
@@ -3921,14 +3921,13 @@ class Carrier:
                 if not any(result.source.changed for result in found.found):
                     raise
 
-    def signed_results(self, found, results, said):
+    def signed_results(self, results, said):
         """What the owner's side says of them, signed; "" without a result_key."""
         end, name = self.calc.run.last("ended"), self.calc.run.name
         told = {key: end.get(key) for key in ("exit_code", "signal", "reason")}
         rows = ((one.name, one.size, one.sum256, one.executable) for one in itertools.chain(*results))
         return signed_results(self.poller.keys["result_key"],
-                              dict(told, site=self.poller.site, run=name,
-                                   release=getattr(found, "release", "")),
+                              dict(told, site=self.poller.site, run=name), self.calc.control,
                               self.poller.own_rules, rows, said, self.calc.info.get("signed", ""))
 
     def write_manifest(self, found):
@@ -6953,11 +6952,12 @@ class OrderRules:
 
 # What is said of results
 
-def signed_results(path, told, rules, rows, said, order):
+def signed_results(path, told, control, rules, rows, said, order):
     """What this computer says of results, signed by the private key in the file `path`, which is made if it
-    is not there; "" where there is no such key. told: {"site", "run", "exit_code", "signal", "reason",
-    "release": which a person gave, or ""}; rules: [outbound]; rows: of the manifest, see sum_of_manifest();
-    said: what is said of what stays here; order: the text `signed` of the order. 78 if it cannot be."""
+    is not there; "" where there is no such key. told: {"site", "run", "exit_code", "signal", "reason"};
+    control: of the run (a person's word is there, if it waited for one); rules: [outbound]; rows: of the
+    manifest, see sum_of_manifest(); said: what is said of what stays here; order: the text `signed` of the
+    order. 78 if it cannot be."""
     import hashlib
     if not path:
         return ""
@@ -6968,9 +6968,11 @@ def signed_results(path, told, rules, rows, said, order):
         text = json.dumps(found, sort_keys=True, default=lambda one: getattr(one, "pattern", str(type(one))))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    line = order.partition("\n")[0]
+    line, hold = order.partition("\n")[0], Hold(control)
+    word = hold.note() and hold.decision(0)
     return signed_text(dict(
-        told, v=1, order=hashlib.sha256(line.encode("utf-8", "replace")).hexdigest() if line else "",
+        told, v=1, release="%s %s" % (word["what"], word["manifest"]) if word else "",
+        order=hashlib.sha256(line.encode("utf-8", "replace")).hexdigest() if line else "",
         manifest=sum_of_manifest(rows), stays=sum_of(said), rules=sum_of(rules)), path, RESULT_SPACE)
 
 

@@ -575,12 +575,17 @@ def test_the_runner_signs_what_it_has_run_behind_a_guard(tmp_path):
     (tmp_path / "empty").mkdir()
     lab = ssh_lab.Lab()
     try:
-        lab.guard("site = guarded\n[signer alice]\nkey = %s\n[command work]\nargv = /bin/cp\n  a\n  b\nmatch = copy\n" % (tmp_path / "alice.pub").read_text(), python=suite.PYTHON)
+        lab.guard("site = guarded\nresult_key = %s\n[signer alice]\nkey = %s\n[command work]\nargv = /bin/cp\n  a\n  b\nmatch = copy\n" % (lab.path("gate"), (tmp_path / "alice.pub").read_text()),
+                  python=suite.PYTHON)
         lab.start()
-        for more, wanted in ((["--sign-key", str(tmp_path / "alice")], 0), ([], 77)):
+        for more, wanted in (([], 77), (["--sign-key", str(tmp_path / "alice"), "--require-signed-by", lab.path("gate.pub")], 0),
+                             (["--sign-key", str(tmp_path / "alice"), "--require-signed-by", str(tmp_path / "alice.pub")], 76)):
+            if (tmp_path / "b").exists():
+                (tmp_path / "b").unlink()
             done = subprocess.run([suite.PYTHON, ssh_lab.SCRIPT, "--ini", lab.path("ini"), "run", "guarded", "copy", "--in", "a", "empty"] + more, cwd=str(tmp_path),
                                   env=lab.env(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             assert done.returncode == wanted and ("not signed" in done.stdout.decode()) == (wanted == 77), done.stdout.decode()
-        assert (tmp_path / "b").read_text() == "1"
+            assert (tmp_path / "b").exists() == (wanted == 0)
+        assert [name for name in os.listdir(str(tmp_path)) if name.endswith(".signed")]
     finally:
         lab.close()
