@@ -142,14 +142,6 @@ import threading
 import time
 
 PROGRAM, VERSION = "mi_system_remote", "1.0"
-POLL_WAIT = 50            # seconds that a calc-request or heartbeat may wait at the relay (proxies cut at 60)
-PAGE = 1000                    # entries of a manifest in one call
-MAX_INPUTS = 200000            # input files of a calculation; a relay that sends more is refused
-DISK_PAUSE = 30                # seconds until a full disk is looked at again
-REFUSED_PAUSE = 60        # seconds until a result that the relay refuses is sent again: doubled each time ...
-REFUSED_MOST = 3600            # ... up to this
-LEAVE = 3                     # seconds after a signal until it ends in any case, even if nobody reads its log
-RESERVE = 256 << 10            # bytes of calc_base that are kept for the journals of what fills the disk
 
 # ==== shared: gate ====
 # What decides which command runs on this host and what leaves of it; poller and SSH guard are two doors to
@@ -3604,6 +3596,15 @@ def report_as_csv(rows):
 
 
 # ==== one calculation ====
+POLL_WAIT = 50            # seconds that a calc-request or heartbeat may wait at the relay (proxies cut at 60)
+PAGE = 1000                    # entries of a manifest in one call
+MAX_INPUTS = 200000            # input files of a calculation; a relay that sends more is refused
+DISK_PAUSE = 30                # seconds until a full disk is looked at again
+REFUSED_PAUSE = 60        # seconds until a result that the relay refuses is sent again: doubled each time ...
+REFUSED_MOST = 3600            # ... up to this
+LEAVE = 3                     # seconds after a signal until it ends in any case, even if nobody reads its log
+RESERVE = 256 << 10            # bytes of calc_base that are kept for the journals of what fills the disk
+
 
 class Carrier:
     """Steps 4 to 8 of one calculation (calc), in a thread of its own, over a connection of its own
