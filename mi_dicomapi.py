@@ -1478,7 +1478,7 @@ def check_margin(relay, size):
 FILES = re.compile(r"files/([0-9a-f-]{36})/(input|result)(?:/(\d{1,7}|pack))?\Z")
 PIECES_PATH = re.compile(r"v2/(pieces|missing)/([0-9a-f-]{36})/(input|result)/(\d{1,7})\Z")
 MOST_GAPS = 1000               # that one answer names
-TRANSFER_IDLE = 30             # seconds after which a transfer that is not heard of has no connections
+TRANSFER_IDLE = 2              # seconds after which a transfer that is not heard of has no connections
 
 
 def files_call(act):
@@ -1683,7 +1683,7 @@ class FileCall:
             with self.relay.beginning_of(key):
                 if self.relay.uploads.get(key) is upload:
                     del self.relay.uploads[key]
-                    unlink_if_there(upload.path + SUMS)
+                    drop_sums(upload.path)
 
     def received(self, complete):
         """The answer about pieces that have come."""
@@ -1782,6 +1782,8 @@ class FileCall:
         with self.relay.beginning_of(key):
             upload = uploads.get(key)
             if upload is not None and type(upload) is not kind:
+                if upload.ending:
+                    raise ApiError(503, "the file is being completed; ask again")
                 upload.end()
                 upload = None
             if upload is None:
@@ -1948,11 +1950,7 @@ class Upload:
         self.touched = time.monotonic()
         self.lock = threading.Lock()                   # of what is above, and of the file
         self.ending = False                            # somebody has all of it and puts it in its place
-        if os.path.exists(path + SUMS):                # what came in any order counts up to its first gap
-            front = min(size, Pieces(path, size).front * PIECE_SIZE)
-            if os.path.exists(path):
-                os.truncate(path, front)
-            os.unlink(path + SUMS)
+        cut_to_front(path, size)
         try:         # after a restart a partial file counts as far as it is there; the sum decides in the end
             with open(path, "rb") as have:
                 for data in iter(lambda: have.read(CHUNK), b""):
@@ -5081,8 +5079,10 @@ class Front:
             raise ApiError(404, "the page is switched off ([Server] page)")
         self.relay.meter.answered(call, status, len(data))
         try:
-            # the system takes all of it at once: nobody waits here for a client
-            conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * max(len(data), SMALL_BODY))
+            # the system takes all of it at once: nobody waits here for a client. (A buffer that is set does
+            # not grow with the line any more: files over this connection would crawl.)
+            if len(data) > SMALL_BODY // 8:
+                conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * max(len(data), SMALL_BODY))
             conn.send_body(status, kind, data, call.keep, more=more)
         except (OSError, ValueError):
             self.drop(conn)
@@ -8702,7 +8702,7 @@ def declared_matcher(names, patterns):
 # ==== shared: pieces ====
 # A file that comes in pieces, in any order, over several connections. Over the line a piece is a frame: its
 # form (one byte, 0: as it is), the length of its data (four bytes, big-endian), the data, its sha256.
-PIECE_SIZE = 1 << 20           # bytes; the last piece of a file may be shorter
+PIECE_SIZE = 256 << 10         # bytes; the last piece of a file may be shorter
 FRAME_MORE = 5 + 32            # bytes of a frame beside its data
 SUMS = b".sums"                # behind the path of a file: the sums of its pieces
 
@@ -8735,6 +8735,23 @@ def pread_exactly(fd, length, at):
             raise OSError(errno.EIO, "the file is short")
         data += more
     return data
+
+
+def drop_sums(path):
+    """Of a file at path all pieces are there, or none is: the notes of their sums are needed no more."""
+    try:
+        os.unlink(path + SUMS)
+    except FileNotFoundError:
+        pass
+
+
+def cut_to_front(path, size):
+    """A part in which pieces came in any order goes on byte by byte: it counts up to its first gap."""
+    if os.path.exists(path + SUMS):
+        front = min(size, Pieces(path, size).front * PIECE_SIZE)
+        if os.path.exists(path):
+            os.truncate(path, front)
+        drop_sums(path)
 
 
 class Pieces:
@@ -8781,7 +8798,9 @@ class Pieces:
                                    (self.path + SUMS, 32 * number, sum256)):
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
                 try:
-                    if os.pwrite(fd, part, at) != len(part):
+                    if os.fstat(fd).st_size <= at and not any(part):
+                        os.ftruncate(fd, at + len(part))               # zeros behind its end: a hole
+                    elif os.pwrite(fd, part, at) != len(part):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
                 finally:
                     os.close(fd)

@@ -363,10 +363,12 @@ def test_no_field_of_any_type_makes_the_relay_fail(world):
     good = {"v": 2, "accept_id": accept_id, "claim": claim, "site_id": SITE, "take": "12345678", "poller": "p", "wait": 0, "have": {accept_id: claim}, "free": 1,
             "request_id": "r", "calc-info": {"command": "hello", "remote-site": SITE, "parameters": "", "parameter_files": {}, "result_files": {}, "result_patterns": []},
             "more": False, "total": 0, "allow": True, "result": "abnormal", "exit_code": 0, "signal": None, "reason": "", "started": 1, "ended": 2, "cpu": 0.5, "maxrss": 1,
-            "result_files": {}, "missing": {}, "refused": {}, "from": 0, "files": {}, "stop": True, "calcs": {accept_id: {"claim": claim, "phase": "x"}}, "known": "x", "force": True, "offset": 0, "stream": "out"}
+            "result_files": {}, "missing": {}, "refused": {}, "from": 0, "files": {}, "stop": True, "calcs": {accept_id: {"claim": claim, "phase": "x"}}, "known": "x", "force": True, "offset": 0, "stream": "out",
+            "size": 0, "transfer": "12345678"}
     calls = [(method, name) for method, name in sorted(relay.ROUTES) if relay.ROUTES[method, name].role in (relay.WORKFLOW, relay.REMOTE)]
     calls += [("POST", "files/%s/input" % accept_id), ("POST", "files/%s/result" % accept_id), ("GET", "files/%s/input" % accept_id),
-              ("GET", "files/%s/input/0" % accept_id), ("GET", "files/%s/result/pack" % accept_id)]
+              ("GET", "files/%s/input/0" % accept_id), ("GET", "files/%s/result/pack" % accept_id), ("GET", "v2/pieces/%s/input/0" % accept_id),
+              ("POST", "v2/pieces/%s/result/0" % accept_id), ("GET", "v2/missing/%s/result/0" % accept_id)]
     for turn in range(900):
         method, name = calls[turn % len(calls)]
         fields = json.loads(json.dumps(good))

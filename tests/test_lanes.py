@@ -2,13 +2,16 @@
 import json
 import os
 import random
+import re
+import socket
 import threading
 
 import pytest
 import suite
 from test_files_on_the_wire import add, claimed, info, offset_of
+from torture import Proxy
 
-relay = suite.module("mi_dicomapi.py")
+relay, wf = suite.module("mi_dicomapi.py"), suite.module("mi_system_wf.py")
 PIECE = relay.PIECE_SIZE
 SIZE = 5 * PIECE + 1000
 
@@ -233,3 +236,227 @@ def test_the_relay_shares_its_lanes_between_those_who_move_something(make_world)
     second = Writer(world, transfer="another one")
     assert second.post(0, 1)[1]["lanes"] == first.post(1, 2)[1]["lanes"] == alone // 2
     assert json.loads(world.client().raw("GET", "version")[1].decode())["lanes"] == 10
+
+
+# ---- the clients' lanes, through what hurts them
+
+class Line(Proxy):
+    """A line to a relay that counts, and hurts, what goes over it. hurt: {number of a call about pieces: what happens to it}."""
+
+    def __init__(self, port, hurt=()):
+        self.hurt, self.calls, self.bytes, self.connections, self.mutex = dict(hurt), 0, 0, 0, threading.Lock()
+        Proxy.__init__(self, port, 0, 0)
+
+    def one(self, client):
+        with self.mutex:
+            self.connections += 1
+        Proxy.one(self, client)
+
+    def fate(self, line, length):
+        if b"/v2/pieces/" not in line:
+            return "pass"
+        with self.mutex:
+            self.calls += 1
+            self.bytes += length if line.startswith(b"POST") else 0
+            return self.hurt.get(self.calls, self.hurt.get("all", "pass"))
+
+    def head(self, source):
+        found = Proxy.head(source)
+        if found and found[0].startswith(b"HTTP/") and found[2] > 100000:
+            with self.mutex:
+                self.bytes += found[2]
+        return found
+
+
+class Counter(suite.Listener):
+    """A line that counts all bytes that go over it, and holds few."""
+
+    def __init__(self, port):
+        self.target, self.bytes = port, 0
+        suite.Listener.__init__(self)
+
+    def one(self, client):
+        upstream = socket.socket()
+        for sock in (client, upstream):
+            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                sock.setsockopt(socket.SOL_SOCKET, option, 1 << 15)
+        try:
+            upstream.connect(("127.0.0.1", self.target))
+            back = threading.Thread(target=self.pump, args=(upstream, client), daemon=True)
+            back.start()
+            self.pump(client, upstream)
+            back.join()
+        except OSError:                                # the relay is away
+            pass
+        client.close()
+        upstream.close()
+
+    def pump(self, source, to):
+        try:
+            for data in iter(lambda: source.recv(1 << 15), b""):
+                to.sendall(data)
+                self.bytes += len(data)
+        except OSError:
+            pass
+        for sock in (source, to):
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+
+class Ways:
+    """A file of `size` bytes on its way to the relay and back, by clients of the workflow side's own block."""
+
+    def __init__(self, world, line, folder, size, lanes=4):
+        self.world, self.line, self.folder, self.lanes = world, line, str(folder), lanes
+        self.data = os.urandom(size)
+        self.path, self.part = os.path.join(self.folder, "in").encode(), os.path.join(self.folder, "part").encode()
+        with open(self.path, "wb") as out:
+            out.write(self.data)
+        self.accept_id = add(world.client(), info(inputs={"in.bin": self.data}))
+        self.notices = []
+
+    def client(self):
+        made = wf.RelayClient(self.line.url, lambda: self.world.token)
+        made.lanes, made.max_pause = self.lanes, 0.1
+        made.on_outage = self.notices.append
+        return made
+
+    def up(self, moved=lambda count: None):
+        client = self.client()
+        client.upload_all("files/%s/input" % self.accept_id, [(self.path, len(self.data))], moved=moved)
+        client.close()
+        return client.how
+
+    def claim(self):
+        self.world.client().ok("POST", "allow-wait-calc", {"v": 2, "accept_id": self.accept_id})
+        self.claimed = self.world.client().claim()[1]
+
+    def down(self, moved=lambda count: None):
+        client, stored = self.client(), []
+        rows = [(0, "in.bin", len(self.data), suite.entry(self.data)["sha256"])]
+        client.download_all("files/%s/input" % self.accept_id, rows, lambda *words: stored.append(words), lambda number: self.part, self.claimed, moved)
+        client.close()
+        assert stored == [(0, "in.bin", None)]
+        return client.how
+
+    def came(self):
+        with open(self.part, "rb") as part:
+            return part.read() == self.data and sorted(os.listdir(self.folder)) == ["in", "part"]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    world = suite.World(str(tmp_path_factory.mktemp("plain")), tls=False, commands=["hello"]).start()
+    yield world
+    world.close()
+
+
+def test_a_large_file_goes_both_ways_over_several_connections(plain, tmp_path):
+    line = Line(plain.port)
+    ways, moved = Ways(plain, line, tmp_path, 40 * wf.PIECE_SIZE + 77), []
+    assert ways.up(moved.append) == "4 lanes" and sum(moved) == len(ways.data) and line.connections >= 4
+    ways.claim()
+    del moved[:]
+    assert ways.down(moved.append) == "4 lanes" and sum(moved) == len(ways.data) and ways.came() and not ways.notices
+
+
+KINDS = ("cut before", "cut within", "drop answer", "cut answer", "stall", "502", "413", "repeat")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_lane_loses_the_others_take_and_no_more_goes_twice_than_was_lost(plain, tmp_path, kind):
+    line = Line(plain.port, {number: kind for number in (2, 3, 5)})
+    ways = Ways(plain, line, tmp_path, 40 * wf.PIECE_SIZE + 77)
+    most = len(ways.data) * 1.01 + 3 * 2 * wf.RUN_FIRST
+    ways.up()
+    assert line.calls >= 5 and line.bytes < most
+    ways.claim()
+    line.calls = line.bytes = 0
+    ways.down()
+    assert line.calls >= 5 and line.bytes < most and ways.came()
+
+
+@pytest.mark.parametrize("kind", ["cut within", "413", "502"])
+def test_where_no_pieces_get_through_a_file_goes_over_one_connection_and_says_why(plain, tmp_path, kind):
+    ways = Ways(plain, Line(plain.port, {"all": kind}), tmp_path, 40 * wf.PIECE_SIZE + 77)
+    assert ways.up().startswith("1 lane (")
+    ways.claim()
+    assert ways.down().startswith("1 lane (") and ways.came()
+
+
+def test_the_relay_and_the_client_are_killed_in_the_middle_and_little_goes_twice(make_world, tmp_path):
+    world = make_world(tls=False, commands=["hello"]).start()
+    line = Counter(world.port)
+    ways = Ways(world, line, tmp_path, 24 << 20, 3)
+    most = 1.1 * len(ways.data)
+
+    class Killed(Exception):
+        pass
+
+    def once(share, act):
+        """A `moved` that does something when so much of the file has moved."""
+        sum_of = [0]
+
+        def moved(count):
+            sum_of[0] += count
+            if sum_of[0] > share * len(ways.data) and act:
+                act.pop()()
+        return moved
+
+    def restart():
+        world.relay.kill()
+        world.start()
+
+    def die():
+        raise Killed
+
+    for way in (ways.up, ways.down):
+        line.bytes = 0
+        with pytest.raises(Killed):
+            way(once(0.3, [die]))
+        way(once(0.6, [restart]))
+        assert len(ways.data) <= line.bytes <= most, line.bytes / len(ways.data)
+        ways.claim() if way == ways.up else None
+    assert ways.came()
+
+
+def test_a_calculation_with_large_files_goes_the_whole_way_over_lanes_and_tells_how(make_world):
+    world = make_world(commands=["move"]).start()
+    world.poller({"move": "argv = /bin/mv\n    in\n    out\nmatch = move"}, ini="lanes = 3\n")
+    here = os.path.join(world.folder, "wf")
+    os.makedirs(here)
+    data = os.urandom(12 << 20)
+    with open(os.path.join(here, "in"), "wb") as out:
+        out.write(data)
+    done = world.workflow("run", suite.SITE, "move", "--in", "in", "--out", "out", "--lanes", "2", "-v")
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open(os.path.join(here, "out"), "rb") as text:
+        assert text.read() == data
+    for line in ("2 allow-wait-calc", "9 get-calc-result"):
+        assert re.search(line + r'.* rate="[\d.]+ MiB/s" over="[12] lanes"', done.stdout + done.stderr), done.stdout + done.stderr
+    for line in ("4 calc-params-complete", "8 end-send"):
+        assert re.search(line + r'.* rate="[\d.]+ MiB/s" over="[123] lanes"', world.pollers[0].text()), world.pollers[0].text()
+
+
+@pytest.mark.parametrize("lanes, size, how", [(0, 40 << 18, "1 lane (near)"), (1, 40 << 18, "1 lane (lanes = 1)"), (4, 20 << 18, "1 lane (little)")])
+def test_one_connection_does_where_it_is_as_good_and_that_is_said(plain, tmp_path, monkeypatch, lanes, size, how):
+    ways, look = Ways(plain, Line(plain.port), tmp_path, size, lanes), wf.RelayClient.look_at_line
+    monkeypatch.setattr(wf.RelayClient, "look_at_line", lambda client: min(look(client), wf.NEAR_TRIP / 2))          # however busy this host is
+    assert ways.up() == how
+    ways.claim()
+    assert ways.down() == how and ways.came()
+
+
+def test_a_relay_of_before_gets_and_gives_files_as_ever(plain, tmp_path, monkeypatch):
+    ways, look = Ways(plain, Line(plain.port), tmp_path, 40 << 18), wf.RelayClient.look_at_line
+
+    def of_before(client):
+        trip = look(client)
+        client.lanes_there = 0
+        return trip
+    monkeypatch.setattr(wf.RelayClient, "look_at_line", of_before)
+    assert ways.up() == "1 lane (old relay)"
+    ways.claim()
+    assert ways.down() == "1 lane (old relay)" and ways.came() and not ways.line.calls
