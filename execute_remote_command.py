@@ -2482,6 +2482,12 @@ def has_content_rules(rules):
     return any(rules[key] for key in CONTENT_KEYS)
 
 
+def index_marks(rules):
+    """What tells that the indexes of these rules are still those that were looked through."""
+    found = [os.stat(path) if os.path.exists(path) else None for path in map(utf8, rules["deny_pieces"])]
+    return [info and (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns) for info in found]
+
+
 def type_list(text):
     """[(pattern of names, declared type)], one a line: PATTERN TYPE, or PATTERN text: CLAUSE, CLAUSE ..."""
     found = []
@@ -5085,7 +5091,7 @@ class JudgedResults:
         copies = self.hold.decision(self.rules["hold_for"]) and self.hold.has_copies()
         self.tree = ResultTree(self.hold.folder if copies else place.work)
         self.kinds = place.let_out()
-        text = json.dumps([self.rules, sorted(self.kinds)], sort_keys=True)
+        text = json.dumps([self.rules, sorted(self.kinds), index_marks(self.rules)], sort_keys=True)
         self.stamp = hashlib.sha256(text.encode()).hexdigest()
         self.said = {}                                 # {kind of look: sum of the lines that guard.log has}
         self.notes = []                                # (name, why) of what stays; how many more there are

@@ -9,6 +9,7 @@ import pytest
 
 import plants
 import suite
+from ssh_door import Far
 from suite import PYTHON, SITE
 from test_rules import DOORS, settled
 
@@ -303,6 +304,20 @@ def test_over_the_relay_a_planted_secret_stays_and_neither_rule_nor_text_is_told
         here = b"".join(open(os.path.join(top, name), "rb").read() for top, _folders, names in os.walk(os.path.join(world.folder, number)) for name in names)
         assert hidden["bytes"][300:360] not in here and b"CANARY" not in here
     assert poller.text().count("deny_content line 1") == 3, "the owner's log names the rule"
+
+
+def test_what_a_guard_let_out_stays_once_a_new_index_knows_it(tmp_path, hidden):
+    def index_of(data):
+        (tmp_path / "s").write_bytes(data)
+        done = suite.run("mi_system_remote.py", "scan", "--index", str(tmp_path / "i"), str(tmp_path / "s"), "--ini", ini_of(tmp_path, ""))
+        assert done.returncode == 0, done.stderr
+
+    index_of(os.urandom(3000))
+    far = Far(tmp_path / "far", "[outbound]\ndeny_pieces = %s\n" % (tmp_path / "i"))
+    ident = far.ended(data=hidden["bytes"])
+    assert far.get(ident, "b") == hidden["bytes"]
+    index_of(hidden["bytes"])
+    assert far.get(ident, "b") is None and far.get(ident, "r.txt") == b"result\n"
 
 
 def test_with_dry_run_a_plant_leaves_and_the_log_of_the_run_says_so_each_time(tmp_path, hidden):
