@@ -2685,8 +2685,8 @@ class Hold:
     # What is held
 
     def make(self, ident, name, command, found):
-        """Holds what was found (a Collector). name: RUN; ident: for the log. ValueError if it has changed
-        since it was judged. OSError."""
+        """Holds what was found (a Collector); since when. name: RUN; ident: for the log. ValueError if it has
+        changed since it was judged. OSError."""
         if os.path.lexists(self.folder):               # its note is broken
             self.drop(ident)
         fresh, rows = self.folder + b".new", rows_of(found)
@@ -2706,13 +2706,15 @@ class Hold:
         log("warn", ident, "7 held for a person", manifest=note["manifest"], files=note["files"],
             bytes=note["bytes"], copy=note["copy"])
         fault("held placed")
+        return note["since"]
 
     def drop(self, ident):
         """What was held is not there any more as it was: no word about it counts, and it is held anew."""
         log("error", ident, "7 what was held has changed: it is held anew", control=shown(self.folder))
         audit("changed", ident)
         gone = self.folder + b"." + utf8(os.urandom(4).hex())
-        os.rename(self.folder, gone)
+        with contextlib.suppress(FileNotFoundError):   # somebody else was quicker
+            os.rename(self.folder, gone)
         fault("held dropped")
         remove_tree(gone)
 
@@ -2761,9 +2763,9 @@ class Hold:
         looks at it anew, where there are no copies; rules, tell: as Collector's; tree_of(folder): its
         ResultTree."""
         note, rows, word = self.note(), self.rows(), self.decision(0)
-        if rows is None:
+        if rows is None or word is None:
             return None
-        if note["copy"]:
+        if note.get("copy"):
             found = Collector(rules, tell)
             for one in self.results(tree_of):
                 found.found.append(one)
@@ -2894,29 +2896,30 @@ def what_leaves(run, rules, kinds):
     """Collectors, one after the other, as long as what leaves of a GateRun changes while it is sent: as its
     rules and a person let it out. WaitsForPerson, if one has to say so first."""
     hold, command = Hold(run.control), run.order["command"][:100]
-    while hold.note():
+    note = hold.note()
+    while note:
         word = hold.decision(rules["hold_for"])
         if word is None:
-            raise WaitsForPerson(hold.note()["since"])
+            raise WaitsForPerson(note["since"])
         found = hold.collector(lambda: run.collect(rules, kinds), rules, run.note_stay, run.tree)
         if found is not None:
-            word = hold.decision(0)
             log("info", run.ident, "7 by a person's word", what=word["what"], by=word["by"])
             run.count_kept(found)
             audit_leaving(run.name, command, found, by=word["by"] if word["what"] == "released" else "")
             yield found
         run.close_trees()
         hold.drop(run.ident)
+        note = hold.note()
     for found in run.collect_until_steady(rules, kinds):
         if not found.held:
             audit_leaving(run.name, command, found)
             yield found
             continue
         try:
-            hold.make(run.ident, run.name, run.order["command"], found)
+            since = hold.make(run.ident, run.name, run.order["command"], found)
         except ValueError:                             # collect_until_steady() knows what has changed
             continue
-        raise WaitsForPerson(hold.note()["since"])
+        raise WaitsForPerson(since)
 
 
 # A person's words
