@@ -3167,6 +3167,7 @@ AUDIT = {"path": b"",          # where it is; empty: there is none (door `far`, 
          "to": "",             # whither what leaves goes
          "head": "",           # SEQ.SUM of the last line that is surely on the disk
          "late": False,        # are there lines of this process that may not be?
+         "seen": None,         # (place_of() the log, its last line) when this process wrote last
          "why": ""}            # why the head could not be had, which was logged
 AUDIT_MOST = 16 << 20          # bytes after which a new file is begun
 AUDIT_LINE = 1 << 17           # bytes of a line at most
@@ -3235,6 +3236,7 @@ def audit(event, run=None, synced=True, **fields):
             data += canonical(last) + b"\n"
         append_whole(fd, data)
         fault(event + " written")
+        AUDIT["seen"] = place_of(fd), last
         AUDIT["late"] = AUDIT["late"] or not synced
         if synced:
             sync_audit(fd, last)
@@ -3394,11 +3396,19 @@ def close_audit(fd):
 def audit_end(fd):
     """(the last line, as an object; what is torn behind it, bytes; if nothing stands there yet, the name of
     the file that was put aside before). OSError if the last line is not one of a log's."""
+    if AUDIT["seen"] and AUDIT["seen"][0] == place_of(fd):
+        return AUDIT["seen"][1], b"", ""
     before = [] if os.fstat(fd).st_size else audit_files(AUDIT["path"])[:-1]
     if before:
         with open(before[-1], "rb") as older:
             return audit_end_of(older.fileno()) + (os.path.basename(before[-1]).decode("utf-8", "replace"),)
     return audit_end_of(fd) + ("",)
+
+
+def place_of(fd):
+    """Which file this is, and where its next line will stand."""
+    info = os.fstat(fd)
+    return info.st_dev, info.st_ino, info.st_size
 
 
 def audit_end_of(fd):
@@ -4601,7 +4611,9 @@ class Poller:
 
     def telling(self):
         """{"presence": presence()}, which is told now, not with tell = no; and the audit log's head."""
-        found, head = self.presence() if self.keys["tell"] else {}, audit_head()
+        found = self.presence() if self.keys["tell"] else {}
+        # what is under way puts the log on the disk by itself, before it starts or sends anything
+        head = AUDIT["head"] if self.under_way else audit_head()
         self.told = (without_free(found), time.monotonic())
         return dict({"presence": found} if found else {}, **{"audit": head} if head else {})
 

@@ -86,7 +86,7 @@ def done(tmp_path_factory):
 def test_a_calculation_leaves_a_chain_that_says_what_was_done_and_what_left(done):
     world, path, state, ini = done
     entries = lines_of(path)
-    assert events_of(path, "live") == EVENTS
+    assert events_of(path, "live", "reload") == EVENTS
     assert [entry["seq"] for entry in entries] == list(range(1, len(entries) + 1))
     leaves = next(entry for entry in entries if entry["event"] == "leaves")
     assert leaves["files"] == 5 and ["out.txt", 8] in [name[:2] for name in leaves["names"]] and leaves["to"].startswith("https://")
@@ -323,7 +323,7 @@ def test_the_guard_notes_the_same_in_its_base(tmp_path):
         one.ask("fetched", but=[])
     far.raw("cat /etc/passwd")
     path = far.path("base", ".mi", "audit.log")
-    assert [event for event in events_of(path) if event != "live"] == ["order", "start", "end", "leaves", "left", "refused"]
+    assert [event for event in events_of(path) if event not in ("live", "reload")] == ["order", "start", "end", "leaves", "left", "refused"]
     leaves = next(entry for entry in lines_of(path) if entry["event"] == "leaves")
     assert leaves["to"] == "ssh 192.0.2.7" and leaves["stays"] == {"deny_names": 1} and leaves["run"] == ident + ".1"
     assert verdict(path, told["audit"])[0] == 0 and "SECRET" not in open(path).read()
