@@ -7038,7 +7038,7 @@ def signed_text(fields, path, space):
     line = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     try:
         with open(utf8(path), "rb") as text:
-            is_pem = text.read(100).startswith((b"-----BEGIN PRIVATE KEY", b"-----BEGIN RSA PRIVATE KEY"))
+            is_pem = re.match(rb"-----BEGIN (RSA )?PRIVATE", text.read(100))
         armored = (openssl_signature(line.encode(), path, space) if is_pem
                    else run_tool(["ssh-keygen", "-q", "-Y", "sign", "-f", path, "-n", space], line.encode()))
         if armored.startswith(b"-----BEGIN SSH SIGNATURE-----\n"):
