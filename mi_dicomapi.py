@@ -288,6 +288,7 @@ FIELDS = {
     "more": Field(None, None, "true: further pages follow"),
     "offset": Field(int, None, "where the bytes begin", COUNT),
     "on": Field(bool, None, "true: maintenance begins"),
+    "packed": Field(None, None, "1: packed pieces are understood, and wanted"),
     "password": Field(str, None, "of the user"),
     "poller": Field(str, "", "what the poller calls itself"),
     "presence": Field(dict, None, "how the poller stands: 2.7"),
@@ -389,7 +390,8 @@ def routes():
         ("POST", FILE): route(None, files_call(FileCall.take_piece), "offset [claim]", bulk=True),
         ("GET", FILE_PACK): route(None, files_call(FileCall.give_pack), "from [count] [claim]"),
         ("POST", FILE_PACK): route(None, files_call(FileCall.take_pack), "from count [claim]", bulk=True),
-        ("GET", PIECES): route(None, files_call(FileCall.give_pieces), "transfer offset size [claim]"),
+        ("GET", PIECES): route(None, files_call(FileCall.give_pieces),
+                               "transfer offset size [claim] [packed]"),
         ("POST", PIECES): route(None, files_call(FileCall.take_pieces), "transfer offset size [claim]",
                                 bulk=True),
         ("GET", MISSING): route(None, files_call(FileCall.tell_missing), "transfer [claim]"),
@@ -1337,8 +1339,7 @@ def version_answer(relay, authenticated):
     found = {"version": 2, "instance": relay.instance, "max_body": limits["max_body"],
              "wait": relay.conf["times"]["wait"], "max_file": limits["max_file"],
              "max_files": limits["max_files"], "page": PAGE, "pack_file": PACK_FILE, "dirs": True,
-             "lanes": limits["lanes_per_token"],
-             "time": round(time.time(), 3)}
+             "lanes": limits["lanes_per_token"], "packed": True, "time": round(time.time(), 3)}
     if authenticated:
         found["free"] = relay.store.free()
     return found
@@ -1704,14 +1705,22 @@ class FileCall:
             raise ApiError(409, "the file is not complete, or a directory", why="incomplete")
         path, begin = self.spool(self.found["blob"]), self.found["at"]
 
-        def frames():
+        def pieces():
             with open(path, "rb", buffering=0) as source:
                 for at in range(first, last, PIECE_SIZE):
-                    data = pread_exactly(source.fileno(), min(PIECE_SIZE, last - at), begin + at)
-                    for part in frame(data):
-                        yield part
+                    yield pread_exactly(source.fileno(), min(PIECE_SIZE, last - at), begin + at)
 
-        length = last - first + -(-(last - first) // PIECE_SIZE) * FRAME_MORE
+        def frames():
+            return packed or (part for data in pieces() for part in frame(data))
+
+        packed = None
+        if self.call["packed"] and last - first <= PACKED_RUN and self.relay.packing.acquire(timeout=0.5):
+            try:                                       # else the processor is the limit
+                packed = packed_frames(pieces())
+            finally:
+                self.relay.packing.release()
+        length = (sum(map(len, packed)) if packed
+                  else last - first + -(-(last - first) // PIECE_SIZE) * FRAME_MORE)
         lanes = self.relay.transfers.grant(self.call)
         return FileAnswer(frames, length, [("X-MI-Lanes", lanes)], 200, None,
                           lambda: (self.relay.claims.touch(self.row), self.relay.transfers.note(self.call)))
@@ -4219,6 +4228,8 @@ class Relay:
         self.beginning = [threading.Lock() for _number in range(16)]      # see beginning_of()
         self.transfers = Transfers(self)
         self.placing = threading.Lock()                # files of a result are put in their place
+        # of packing at once: whatever else a processor has to do goes on
+        self.packing = threading.BoundedSemaphore(max(1, (os.cpu_count() or 2) // 2))
         self.nothing = {}                         # {key of a site and user: events when nothing waited there}
         self.instance = self.read_instance()
 
@@ -8701,16 +8712,39 @@ def declared_matcher(names, patterns):
 
 # ==== shared: pieces ====
 # A file that comes in pieces, in any order, over several connections. Over the line a piece is a frame: its
-# form (one byte, 0: as it is), the length of its data (four bytes, big-endian), the data, its sha256.
+# form (one byte, 0: as it is, 1: zlib), the length of its data (four bytes, big-endian), the data, and the
+# sha256 of what is in the file.
 PIECE_SIZE = 256 << 10         # bytes; the last piece of a file may be shorter
 FRAME_MORE = 5 + 32            # bytes of a frame beside its data
+SHRINKS, SAMPLE = 2.5, 64 << 10        # by so much must so many bytes of a piece shrink to be packed
+PACKED_RUN = 2 << 20           # bytes at most of a run of packed pieces: it is in memory as a whole
 SUMS = b".sums"                # behind the path of a file: the sums of its pieces
 
 
-def frame(data):
-    """The chunks of a piece's frame."""
+def frame(data, pack=False):
+    """The chunks of a piece's frame; pack: packed, if a sample shrinks by SHRINKS."""
     import hashlib
-    return b"\0" + len(data).to_bytes(4, "big"), data, hashlib.sha256(data).digest()
+    form, sent = b"\0", data
+    if pack:
+        import zlib
+        sample = zlib.compress(data[:SAMPLE], 1)
+        packed = zlib.compress(data, 1) if len(sample) * SHRINKS <= len(data[:SAMPLE]) else data
+        if len(packed) < len(data):
+            form, sent = b"\1", packed
+    return form + len(sent).to_bytes(4, "big"), sent, hashlib.sha256(data).digest()
+
+
+def packed_frames(pieces):
+    """The chunks of the frames of a run of pieces (their bytes), packed as far as one after the other
+    shrinks; None if the first one does not."""
+    kept, pack = [], True
+    for data in pieces:
+        parts = frame(data, pack)
+        pack = pack and parts[0][:1] == b"\1"
+        if not pack and not kept:
+            return None
+        kept += parts
+    return kept
 
 
 def read_frame(read, size):
@@ -8718,12 +8752,28 @@ def read_frame(read, size):
     ValueError if it is none, or has another sum."""
     import hashlib
     head = bytes(read(5))
-    if head != b"\0" + size.to_bytes(4, "big"):
+    length = int.from_bytes(head[1:], "big")
+    if head[:1] not in (b"\0", b"\1") or not (0 < length < size if head[:1] == b"\1" else length == size):
         raise ValueError("no frame of a piece of %d bytes" % size)
-    data, sum256 = read(size), bytes(read(32))
+    data = read(length) if head[:1] == b"\0" else unpacked(read(length), size)
+    sum256 = bytes(read(32))
     if hashlib.sha256(data).digest() != sum256:
         raise ValueError("its sum is another")
     return data, sum256
+
+
+def unpacked(data, size):
+    """What is packed in data; no more of it is made than size bytes. ValueError if it is not just so many."""
+    import zlib
+    source = zlib.decompressobj()
+    try:
+        found = source.decompress(data, size)
+        more = source.decompress(source.unconsumed_tail, 1)
+    except zlib.error as error:
+        raise ValueError(str(error))
+    if more or len(found) != size or not source.eof or source.unused_data:
+        raise ValueError("it unpacks to other than %d bytes" % size)
+    return found
 
 
 def pread_exactly(fd, length, at):

@@ -3528,6 +3528,8 @@ class RelayClient:
         self.takes_dirs = False                        # does the relay take empty directories?
         self.lanes = 0                                 # connections for large files; 0: as the line is
         self.lanes_there = 0                           # how many the relay lets a token have
+        self.packs_there = False                       # pack pieces? (it knows how; no LAN)
+        self.line_rate = 0.0                           # bytes/s over the line in the last run of pieces
         self.how = ""                                  # of the latest transfer: over how many, why one
         self.x_and_mtime = {}                          # see manifest_entries()
         self.inline = {}                               # {number: base64} of what came beside its name
@@ -3548,6 +3550,7 @@ class RelayClient:
             trips.append(time.monotonic() - began)
         lanes = found.get("lanes")
         self.lanes_there = lanes if isinstance(lanes, int) else 0
+        self.packs_there = found.get("packed") is True and min(trips) >= NEAR_TRIP
         return min(trips)
 
     def proxy_for(self):
@@ -4456,6 +4459,7 @@ def pack_chunks(files):
 # full line.
 LANES = 6
 MOST_LANES = 8                 # that a person may ask for
+PACK_BELOW = 32 << 20          # bytes/s of a line below which what shrinks is packed
 LANES_FROM = 8 << 20           # bytes from which on further connections pay
 NEAR_TRIP = 0.005              # seconds of round trip below which the relay counts as being on the same LAN
 RUN_FIRST, RUN_MOST = 1 << 20, 8 << 20         # bytes that a lane takes at once: first, and at most
@@ -4580,6 +4584,7 @@ class Lanes:
         self.next_start = 0.0                          # of a lane, in time.monotonic()
         self.over = False
         self.spare = None                              # a connection that no lane needs any more
+        self.packed = False                            # was the latest run?
 
     def move(self, store):
         """Moves the files; store(file) when one is whole. OneLane; ValueError if one is not what it must be;
@@ -4636,7 +4641,7 @@ class Lanes:
                 self.alive.append(relay)
                 self.threads.append(threading.Thread(target=self.lane, args=(relay,), daemon=True))
                 self.threads[-1].start()
-            self.relay.how = _("%d lanes") % len(self.alive)
+            self.relay.how = (_("%d lanes, packed") if self.packed else _("%d lanes")) % len(self.alive)
 
     def stop(self):
         """Ends all lanes, also in the middle of something. One connection is handed back."""
@@ -4741,7 +4746,12 @@ class Lanes:
             return RUN_FIRST
         left = sum(last - first for file in self.files for first, last in file.gaps)
         most = max(left / 2 * rate / sum(self.rates.values()), rate / 10, PIECE_SIZE)
-        return int(min(most, self.run_most)) // PIECE_SIZE * PIECE_SIZE
+        most = min(most, self.run_most, PACKED_RUN if self.packs() else most)
+        return int(most) // PIECE_SIZE * PIECE_SIZE
+
+    def packs(self):
+        """Are pieces to be packed? Where the line is quick, the processor would be the limit."""
+        return self.relay.packs_there and sum(one.line_rate for one in list(self.alive)) < PACK_BELOW
 
     def count_bytes(self, count):
         """So many bytes went (fewer, if negative)."""
@@ -4752,6 +4762,12 @@ class Lanes:
         """What the relay says of how many lanes there may be."""
         if str(lanes).isdecimal() and len(str(lanes)) < 6:
             self.granted = max(1, min(self.count, int(lanes)))
+
+    def note_rate(self, relay, count, began, packed):
+        """A run of so many bytes over the line went since began, packed or not."""
+        if count > PIECE_SIZE // 8:
+            relay.line_rate = count / max(time.monotonic() - began, 1e-6)
+            self.packed = bool(packed)
 
     def place(self, file, first, last):
         """The call for a run of pieces."""
@@ -4789,10 +4805,12 @@ class LanesUp(Lanes):
         if last is None:
             return self.look_again(relay, file)
         sent, length = 0, last - first + -(-(last - first) // PIECE_SIZE) * FRAME_MORE
+        packed = packed_frames(file_pieces(file.path, first, last)) if self.packs() and first < last else None
+        length, began = sum(map(len, packed)) if packed else length, time.monotonic()
 
         def frames():
             nonlocal sent
-            for part in piece_frames(file.path, first, last):
+            for part in packed or piece_frames(file.path, first, last):
                 yield part
                 sent += len(part)
                 self.count_bytes(len(part))
@@ -4801,7 +4819,8 @@ class LanesUp(Lanes):
             found = relay.read_answer(relay.exchange("POST", self.place(file, first, last), frames, length,
                                                      timeout=120), 120)
             self.take_grant(found.get("lanes"))
-            self.count_bytes(last - first - sent)      # frames are a little more
+            self.note_rate(relay, sent, began, packed)
+            self.count_bytes(last - first - sent)      # frames are a little more, or much less
             if not last and not found.get("complete"):
                 self.count_idle(file)
             return found.get("complete") is True
@@ -4874,7 +4893,9 @@ class LanesDown(Lanes):
 
     def pieces(self, relay, file, first, last):
         """(bytes, sum) of each piece of a run, as it comes."""
-        response = relay.get_bytes(self.place(file, first, last), (200,))
+        target = self.place(file, first, last) + ("&packed=1" if self.packs() else "")
+        response, began = relay.get_bytes(target, (200,)), time.monotonic()
+        length = response.length or last - first
         self.take_grant(response.headers.get("x-mi-lanes"))
 
         def read(count):
@@ -4888,6 +4909,7 @@ class LanesDown(Lanes):
                 yield read_frame(read, min(PIECE_SIZE, last - at))
         except ValueError as error:
             raise RelayAway("between", "%s: %s" % (relay.url, error))
+        self.note_rate(relay, length, began, length < last - first)
         relay.end_exchange(response)
 
     def ends_well(self, file):
@@ -4905,7 +4927,12 @@ class LanesDown(Lanes):
 
 
 def piece_frames(path, first, last):
-    """The chunks of the frames of a file's pieces. ValueError if they cannot be read."""
+    """The chunks of the frames of a file's pieces, as they are."""
+    return (part for data in file_pieces(path, first, last) for part in frame(data))
+
+
+def file_pieces(path, first, last):
+    """The bytes of a file's pieces. ValueError if they cannot be read."""
     try:
         with open_source(path) as source:
             source.seek(first)
@@ -4913,8 +4940,7 @@ def piece_frames(path, first, last):
                 data = source.read(min(PIECE_SIZE, last - at))
                 if len(data) != min(PIECE_SIZE, last - at):
                     raise ValueError(_("became shorter while it was sent"))
-                for part in frame(data):
-                    yield part
+                yield data
     except OSError as error:                           # not the network's
         raise ValueError(error.strerror)
 # ==== end shared ====
@@ -4922,16 +4948,39 @@ def piece_frames(path, first, last):
 
 # ==== shared: pieces ====
 # A file that comes in pieces, in any order, over several connections. Over the line a piece is a frame: its
-# form (one byte, 0: as it is), the length of its data (four bytes, big-endian), the data, its sha256.
+# form (one byte, 0: as it is, 1: zlib), the length of its data (four bytes, big-endian), the data, and the
+# sha256 of what is in the file.
 PIECE_SIZE = 256 << 10         # bytes; the last piece of a file may be shorter
 FRAME_MORE = 5 + 32            # bytes of a frame beside its data
+SHRINKS, SAMPLE = 2.5, 64 << 10        # by so much must so many bytes of a piece shrink to be packed
+PACKED_RUN = 2 << 20           # bytes at most of a run of packed pieces: it is in memory as a whole
 SUMS = b".sums"                # behind the path of a file: the sums of its pieces
 
 
-def frame(data):
-    """The chunks of a piece's frame."""
+def frame(data, pack=False):
+    """The chunks of a piece's frame; pack: packed, if a sample shrinks by SHRINKS."""
     import hashlib
-    return b"\0" + len(data).to_bytes(4, "big"), data, hashlib.sha256(data).digest()
+    form, sent = b"\0", data
+    if pack:
+        import zlib
+        sample = zlib.compress(data[:SAMPLE], 1)
+        packed = zlib.compress(data, 1) if len(sample) * SHRINKS <= len(data[:SAMPLE]) else data
+        if len(packed) < len(data):
+            form, sent = b"\1", packed
+    return form + len(sent).to_bytes(4, "big"), sent, hashlib.sha256(data).digest()
+
+
+def packed_frames(pieces):
+    """The chunks of the frames of a run of pieces (their bytes), packed as far as one after the other
+    shrinks; None if the first one does not."""
+    kept, pack = [], True
+    for data in pieces:
+        parts = frame(data, pack)
+        pack = pack and parts[0][:1] == b"\1"
+        if not pack and not kept:
+            return None
+        kept += parts
+    return kept
 
 
 def read_frame(read, size):
@@ -4939,12 +4988,28 @@ def read_frame(read, size):
     ValueError if it is none, or has another sum."""
     import hashlib
     head = bytes(read(5))
-    if head != b"\0" + size.to_bytes(4, "big"):
+    length = int.from_bytes(head[1:], "big")
+    if head[:1] not in (b"\0", b"\1") or not (0 < length < size if head[:1] == b"\1" else length == size):
         raise ValueError("no frame of a piece of %d bytes" % size)
-    data, sum256 = read(size), bytes(read(32))
+    data = read(length) if head[:1] == b"\0" else unpacked(read(length), size)
+    sum256 = bytes(read(32))
     if hashlib.sha256(data).digest() != sum256:
         raise ValueError("its sum is another")
     return data, sum256
+
+
+def unpacked(data, size):
+    """What is packed in data; no more of it is made than size bytes. ValueError if it is not just so many."""
+    import zlib
+    source = zlib.decompressobj()
+    try:
+        found = source.decompress(data, size)
+        more = source.decompress(source.unconsumed_tail, 1)
+    except zlib.error as error:
+        raise ValueError(str(error))
+    if more or len(found) != size or not source.eof or source.unused_data:
+        raise ValueError("it unpacks to other than %d bytes" % size)
+    return found
 
 
 def pread_exactly(fd, length, at):
@@ -6775,6 +6840,7 @@ JA = {
     "is not auto or a number from 1 to %d": "auto または 1 から %d の数ではありません",
     "1 lane (%s)": "接続 1 本 (%s)",
     "%d lanes": "接続 %d 本",
+    "%d lanes, packed": "接続 %d 本、圧縮",
     "little": "小さい",
     "near": "近い",
     "old relay": "旧版の中継サーバー",

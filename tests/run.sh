@@ -112,7 +112,7 @@ chosen=$#
 [ $chosen -gt 0 ] || set -- -n 3 --dist loadfile --no-loadscope-reorder tests          # most tests wait more than they work
 "$python" -m pytest -q -rfEs -p no:cacheprovider "$@"
 if [ $chosen = 0 ] && [ "${MI_TEST_BENCH:-yes}" = yes ]; then
-    for bench in latency throughput files polls page fielded hostile ssh_run ssh_transfer; do
+    for bench in latency throughput files polls page fielded hostile ssh_run ssh_transfer long_line; do
         bench=tests/bench/$bench.py
         echo "== $bench"
         "$python" "$bench" --check

@@ -6,6 +6,8 @@ import re
 import socket
 import threading
 import time
+import tracemalloc
+import zlib
 
 import pytest
 import suite
@@ -76,6 +78,12 @@ def test_pieces_may_come_in_any_order_and_the_file_is_whole_with_the_last_of_the
     assert writer.arrived()[0] == writer.data
 
 
+def packed(data, of=None):
+    """The packed frame of some bytes, with the sum of others."""
+    data = data if isinstance(data, bytes) else bytes(data)
+    return b"\1" + len(data).to_bytes(4, "big") + data + relay.frame(of)[2]
+
+
 HOSTILE = {
     "a place within a piece": (400, lambda one: one.post(1, 2, offset=PIECE + 1)),
     "an end within a piece": (400, lambda one: one.post(1, 2, size=PIECE - 1)),
@@ -92,6 +100,15 @@ HOSTILE = {
     "a longer frame": (422, lambda one: one.post(1, 2, b"".join(relay.frame(one.data[PIECE:2 * PIECE + 1])))),
     "a frame of 4 GiB": (422, lambda one: one.post(1, 2, b"\0\xff\xff\xff\xff" + bytes(1000))),
     "another form": (422, lambda one: one.post(1, 2, b"\x7f" + frames(one.data, PIECE, 2 * PIECE)[1:])),
+    "a bomb": (422, lambda one: one.post(1, 2, packed(zlib.compress(bytes(64 << 20)), bytes(64 << 20)))),
+    "packed to one byte less": (422, lambda one: one.post(1, 2, packed(zlib.compress(bytes(PIECE - 1)), bytes(PIECE - 1)))),
+    "packed to one byte more": (422, lambda one: one.post(1, 2, packed(zlib.compress(bytes(PIECE + 1)), bytes(PIECE + 1)))),
+    "packed, with another sum": (422, lambda one: one.post(1, 2, packed(zlib.compress(bytes(PIECE)), bytes(PIECE - 1) + b"x"))),
+    "packed, with more behind it": (422, lambda one: one.post(1, 2, packed(zlib.compress(bytes(PIECE)) + b"x", bytes(PIECE)))),
+    "packed, and cut off": (422, lambda one: one.post(1, 2, packed(zlib.compress(bytes(PIECE))[:-1], bytes(PIECE)))),
+    "packed, and as long as the piece": (422, lambda one: one.post(1, 2, packed(zlib.compress(one.data[PIECE:2 * PIECE]), one.data[PIECE:2 * PIECE]))),
+    "packed to nothing": (422, lambda one: one.post(1, 2, packed(b"", b""))),
+    "rubbish as packed": (422, lambda one: one.post(1, 2, packed(one.data[:1000], one.data[PIECE:2 * PIECE]))),
     "half a frame": (422, lambda one: one.post(1, 2, frames(one.data, PIECE, 2 * PIECE)[:1000])),
     "nothing": (422, lambda one: one.post(1, 2, b"")),
     "another file": (404, lambda one: one.post(1, 2, number=7)),
@@ -312,9 +329,9 @@ class Counter(suite.Listener):
 class Ways:
     """A file of `size` bytes on its way to the relay and back, by clients of the workflow side's own block."""
 
-    def __init__(self, world, line, folder, size, lanes=4):
+    def __init__(self, world, line, folder, size, lanes=4, data=None):
         self.world, self.line, self.folder, self.lanes = world, line, str(folder), lanes
-        self.data = os.urandom(size)
+        self.data = os.urandom(size) if data is None else data
         self.path, self.part = os.path.join(self.folder, "in").encode(), os.path.join(self.folder, "part").encode()
         with open(self.path, "wb") as out:
             out.write(self.data)
@@ -364,6 +381,40 @@ def test_a_large_file_goes_both_ways_over_several_connections(plain, tmp_path):
     ways.claim()
     del moved[:]
     assert ways.down(moved.append) == "4 lanes" and sum(moved) == len(ways.data) and ways.came() and not ways.notices
+
+
+TEXT = b"".join(b" -1%10d%12.5E%12.5E%12.5E\n" % (n, n * 1.7e-3, n * n * 1e-7, 1.0 / (n + 1)) for n in range(20000)) * 14
+
+
+@pytest.mark.parametrize("data, there, shrinks", [(TEXT, True, True), (TEXT, False, False), (None, True, False)], ids=["text", "a relay of before", "random"])
+def test_text_travels_packed_over_a_distance_to_whom_understands_it_and_what_does_not_shrink_as_it_is(plain, tmp_path, monkeypatch, data, there, shrinks):
+    ways, look, moved = Ways(plain, Line(plain.port), tmp_path, 40 << 18, data=data), wf.RelayClient.look_at_line, []
+
+    def far(client):
+        look(client)
+        client.packs_there = there
+        return 1.0
+    monkeypatch.setattr(wf.RelayClient, "look_at_line", far)
+    monkeypatch.setattr(wf, "PACK_BELOW", 1 << 50)
+    for way in ("up", "down"):
+        ways.line.bytes = 0
+        del moved[:]
+        how = getattr(ways, way)(moved.append)
+        assert re.match(r"\d lanes", how) and how.endswith(", packed") == shrinks and sum(moved) == len(ways.data)
+        assert (ways.line.bytes < len(ways.data) / 2) == shrinks
+        if way == "up":
+            ways.claim()
+    assert ways.came() and not ways.notices
+
+
+def test_a_packed_piece_that_lies_about_its_size_makes_no_more_than_the_piece():
+    bomb = zlib.compress(bytes(256 << 20))
+    tracemalloc.start()
+    with pytest.raises(ValueError):
+        wf.unpacked(bomb, PIECE)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * PIECE, peak
 
 
 KINDS, LONG = ("cut within", "drop answer", "cut answer", "413"), ("cut before", "stall", "502", "repeat")

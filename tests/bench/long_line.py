@@ -65,7 +65,7 @@ class LongLine:
         world.url, world.python, self.pollers = "https://10.99.0.2:%d" % world.port, self.near, {}
         for site, more in (("u-one", "lanes = 1\n"), ("u-lanes", "")):
             world.sites = (site,)
-            self.pollers[site] = world.poller({"move": "argv = /bin/mv\n    in\n    out\nmatch = move"}, site, ini=more if "lanes" in suite.module("mi_system_remote.py").INI_KEYS["poller"] else "")
+            self.pollers[site] = world.poller({"move": "argv = /bin/mv\n    in\n    out\nmatch = move"}, site, ini=more)
         self.here = os.path.join(folder, "module")
         os.mkdir(self.here)
 
@@ -82,7 +82,7 @@ class LongLine:
         os.rename(source, os.path.join(self.here, "in"))
         since, began = len(self.world.relay.text()), time.time()
         name = "/" if os.path.isdir(os.path.join(self.here, "in")) else ""
-        words = ["run", site, "move", "--in", "in" + name, "--out", "out" + name, "--to", to] + (["--lanes", "1"] if site == "u-one" and "--lanes" in open(suite.script("mi_system_wf.py")).read() else [])
+        words = ["run", site, "move", "--in", "in" + name, "--out", "out" + name, "--to", to] + (["--lanes", "1"] if site == "u-one" else [])
         with open(os.path.join(self.world.folder, "wf.out"), "ab") as out:
             done = subprocess.run([self.near, suite.script("mi_system_wf.py")] + words + self.world.reach(), cwd=self.here, timeout=3000,
                                   env=suite.clean_env(), stdin=subprocess.DEVNULL, stdout=out, stderr=out)
