@@ -1129,7 +1129,7 @@ def test_a_session_of_another_node_counts_as_gone_only_when_it_writes_nothing_an
     first.close(), second.close()
 
 
-def test_on_a_full_disk_there_results_come_a_cancel_counts_and_what_cannot_be_noted_is_noted_later(disk_of, tmp_path):
+def test_on_a_full_disk_there_nothing_leaves_unnoted_a_cancel_counts_and_all_comes_when_there_is_room(disk_of, tmp_path):
     disk, filled = disk_of("4m"), []
 
     def fill():
@@ -1146,8 +1146,9 @@ def test_on_a_full_disk_there_results_come_a_cancel_counts_and_what_cannot_be_no
             one.put("a", b"1"), one.ask("start", command="work.sh")
     suite.wait_until(lambda: all(os.path.exists(far.path("base", ident, "r")) for ident in idents))
     fill()
-    with far.open(ended) as one:                       # what is there comes, and goes
-        assert "r.txt" in one.results()[0] and one.ask("get", names=["r.txt"])[0][1] == b"result\n"
+    with far.open(ended) as one:                       # that it leaves cannot be noted: it waits
+        told = one.results()[2]
+        assert told["no"] == "disk", told
         assert one.ask("fetched", but=[])[0][0].get("no") in ("disk", "state")
     with far.open(far.fresh()) as one:
         assert one.put("a", b"1" * 9000)["no"] == "disk"
@@ -1157,6 +1158,9 @@ def test_on_a_full_disk_there_results_come_a_cancel_counts_and_what_cannot_be_no
     (tmp_path / "go").write_text("")
     suite.wait_until(lambda: "it is tried again" in open(far.path("base", ".mi", "guard.log")).read())
     (disk / "fill").unlink()
+    with far.open(ended) as one:                       # nothing of it is lost
+        assert "r.txt" in one.results()[0] and one.ask("get", names=["r.txt"])[0][1] == b"result\n"
+        assert one.ask("fetched", but=[])[0][0].get("no") is None
     for ident, code in zip(idents, (143, 4)):
         with far.open(ident) as one:
             told = one.ask("wait", offset=0)[-1][0]
