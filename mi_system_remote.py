@@ -1972,11 +1972,11 @@ class Scan:
         """Looks at what a text in base64, hex or percent is. Hit."""
         try:
             self.deeper(depth)
-            data = decode(text)
+            found = [data for data in decode(text) if data not in text]
         except (ValueError, Held) as error:
             self.held = self.held or "%s: %s" % (place, why_of(error))
             return
-        if data not in text:
+        for data in found:
             self.look(io.BytesIO(data), place, depth + 1)
 
     def look_for_shapes(self, text, place):
@@ -2054,8 +2054,22 @@ def packed_as(source, size):
     source.seek(0)
     head = source.read(512)
     source.seek(max(0, size - 65557))
-    word = next((word for word, magic, shape in PACKED if shape.match(head)), None)
-    return word or ("tar" if TAR.match(head) else "zip" if b"PK\5\6" in source.read() else None)
+    for word, magic, shape in PACKED:
+        # (the beginning of all: programs that unpack care little for what follows gzip's and zip's marks)
+        if head.startswith(magic) if word in ("gzip", "zip") else shape.match(head):
+            return word
+    if is_deflated(head):
+        return "gzip"
+    return "tar" if TAR.match(head) else "zip" if b"PK\5\6" in source.read() else None
+
+
+def is_deflated(head):
+    """Does zlib's own form, gzip's without its head, begin so?"""
+    import zlib
+    try:
+        return head[:1] == b"x" and zlib.decompressobj().decompress(head) != b""
+    except zlib.error:
+        return False
 
 
 def packed_within(window, start):
@@ -2097,7 +2111,7 @@ def inflated(source, make):
 
 def ungzip(source, size):
     import zlib
-    yield "", inflated(source, lambda: zlib.decompressobj(31))
+    yield "", inflated(source, lambda: zlib.decompressobj(47))
 
 
 def unbz2(source, size):
@@ -2110,39 +2124,73 @@ def unxz(source, size):
     yield "", inflated(source, lambda: lzma.LZMADecompressor(memlimit=SCAN_MEMORY // 2))
 
 
+class Part:
+    """The next `left` bytes of an open file from byte `at` on, read once."""
+
+    def __init__(self, source, at, left):
+        source.seek(at)
+        self.source = source
+        self.left = left
+
+    def read(self, size):
+        data = self.source.read(min(size, self.left))
+        self.left -= len(data)
+        return data
+
+
+def between(source, at, end):
+    """Held if something is packed in what an archive has beside its files, from byte `at` to byte `end`."""
+    if end - at > WINDOW:
+        raise Held("more than %d bytes beside its files" % WINDOW)
+    source.seek(at)
+    if packed_within(source.read(end - at), at):
+        raise Held("something packed beside its files")
+
+
 def unzip(source, size):
-    """Each file of a zip archive. Held if one is encrypted, or if there are bytes that belong to none."""
+    """Each file of a zip archive. Held if one is encrypted, or otherwise at its own place than in the list of
+    all, or if there are bytes that belong to none."""
     import zipfile
+    import zlib
     with zipfile.ZipFile(source) as archive:
-        rows, at = sorted(archive.infolist(), key=lambda row: row.header_offset), 0
+        rows, at, parts = sorted(archive.infolist(), key=lambda row: row.header_offset), 0, []
         ends = [row.header_offset for row in rows[1:]] + [archive.start_dir]
         for row, end in zip(rows, ends):
             source.seek(at)
-            head = source.read(30)
-            at += 30 + sum(struct.unpack("<HH", head[26:30])) + row.compress_size
-            if row.flag_bits & 0x2041:
+            mark, flags, how, name, more = struct.unpack("<4s2xHH16xHH", source.read(30))
+            begin = at + 30 + name + more
+            if (mark, how) != (b"PK\3\4", row.compress_type) or how not in (0, 8):
+                raise Held("bytes that are none of its files, or one that is packed in another way")
+            if (row.flag_bits | flags) & 0x2041:
                 raise Held("encrypted")
-            if end - at not in ((12, 16, 20, 24) if row.flag_bits & 8 else (0,)):
+            if end - begin - row.compress_size not in ((12, 16, 20, 24) if row.flag_bits & 8 else (0,)):
                 raise Held("bytes that belong to none of its files")
+            between(source, at + 30, begin)
+            parts.append((row.filename, how, begin, row.compress_size))
             at = end
         end = size - 22 - len(archive.comment)
         source.seek(end)
         tail = source.read(22)
         if tail[:4] != b"PK\5\6" or at + struct.unpack("<I", tail[12:16])[0] != end:
             raise Held("bytes that belong to none of its files")
-        for row in rows:
-            with archive.open(row) as one:
-                yield row.filename, blocks_of(one)
+        between(source, at, size)
+    for name, how, begin, length in parts:
+        part = Part(source, begin, length)
+        yield name, inflated(part, lambda: zlib.decompressobj(-15)) if how else blocks_of(part)
 
 
 def untar(source, size):
-    """Each file of a tar archive. Held if there is something behind its end."""
+    """Each file of a tar archive. Held if there is something behind its end, or packed beside its files."""
     import tarfile
+    at = 0
     with tarfile.open(fileobj=source, mode="r:") as archive:
         for row in archive:
             if row.issparse():
                 raise Held("a sparse file")
+            between(source, at, row.offset_data)
+            at = row.offset_data + (row.size if row.isreg() else 0)
             yield row.name, blocks_of(archive.extractfile(row)) if row.isreg() else ()
+        between(source, at, archive.offset)
         source.seek(archive.offset)
         if any(block.strip(b"\0") for block in blocks_of(source)):
             raise Held("bytes behind its end")
@@ -2159,20 +2207,24 @@ def runs_of(bytes_of):
     return lambda window: b"\1" * 40 in window.translate(table)
 
 
+# (what stands directly before it may be of the same characters: it may begin at each of the first ones)
+
 def from_base64(text):
     text = b"".join(text.split()).rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
-    text = text[:-1] if len(text) % 4 == 1 else text
-    return base64.b64decode(text + b"=" * (-len(text) % 4))
+    for begin in range(4):
+        part = text[begin:len(text) - ((len(text) - begin) % 4 == 1)]
+        yield base64.b64decode(part + b"=" * (-len(part) % 4))
 
 
 def from_hex(text):
     text = b"".join(text.split())
-    return binascii.unhexlify(text[:len(text) // 2 * 2])
+    for begin in range(2):
+        yield binascii.unhexlify(text[begin:len(text) - (len(text) - begin) % 2])
 
 
 def from_percent(text):
     from urllib.parse import unquote_to_bytes
-    return unquote_to_bytes(text)
+    yield unquote_to_bytes(text)
 
 
 BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/_-"

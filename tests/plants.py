@@ -69,6 +69,48 @@ def tarred(data, name="t.zip"):
     return out.getvalue()
 
 
+def zip_that_lies(secret):
+    """The list of a zip's files says that one is its first line alone; who unpacks it gets all of it."""
+    first = secret[:40]
+    data, half = zipped(secret), struct.pack("<L", zlib.crc32(first))
+    at = data.index(b"PK\1\2")
+    return data[:at + 16] + half + data[at + 20:at + 24] + struct.pack("<L", len(first)) + data[at + 28:]
+
+
+def zip_with_room(secret):
+    """A zip with bytes between its file and its list."""
+    data = zipped(b"1")
+    at = data.index(b"PK\1\2")
+    return data[:at] + crossed(secret) + data[at:]
+
+
+def zip_with_more(secret):
+    """A zip with a gzip of it as its comment."""
+    out = io.BytesIO(zipped(b"1"))
+    with zipfile.ZipFile(out, "a") as archive:
+        archive.comment = gzip.compress(secret)
+    return out.getvalue()
+
+
+def tar_of_a_kind(secret):
+    """A gzip of it in a tar, as a file of a kind that tar does not know."""
+    data = bytearray(tarred(gzip.compress(secret)))
+    data[156:157] = b"Z"
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    return bytes(data)
+
+
+def tar_with_notes(secret):
+    """A tar whose one file has a gzip of it among its notes."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("a")
+        info.pax_headers = {"SCHILY.xattr.user.a": gzip.compress(secret).decode("utf-8", "surrogateescape")}
+        archive.addfile(info)
+    return out.getvalue()
+
+
 def png(*more):
     """A picture of one point, with more chunks (name, bytes)."""
     chunks = [(b"IHDR", struct.pack(">2I5B", 1, 1, 8, 0, 0, 0, 0))] + list(more) + [(b"IDAT", zlib.compress(b"\0\0")), (b"IEND", b"")]
@@ -143,9 +185,13 @@ PLANTS = [Plant(*row) for row in (
     ("4c", "bzip2", result(bz2.compress), WORDS, STOPPED),
     ("4d", "xz", result(lzma.compress), PIECES, STOPPED),
     ("4e", "two parts of gzip", result(lambda secret: gzip.compress(b"1\n") + gzip.compress(secret)), PIECES, STOPPED),
+    ("4f", "gzip, whose head has what no program looks at", result(lambda secret: gzip.compress(secret).replace(b"\x02\xff", b"\x01\xff", 1)), PIECES, STOPPED),
+    ("4g", "zlib", result(zlib.compress), PIECES, STOPPED),
     ("5", "base64", result(base64.encodebytes), PIECES, STOPPED),
     ("5b", "base64 in one line of a text", result(lambda secret: b"report: " + base64.urlsafe_b64encode(secret) + b" end\n"), WORDS, STOPPED),
+    ("5c", "base64 directly behind other letters", result(lambda secret: b"abcde" + base64.b64encode(secret)), WORDS, STOPPED),
     ("6", "hex", result(lambda secret: secret.hex().encode()), PIECES, STOPPED),
+    ("6c", "hex directly behind another digit", result(lambda secret: b"0x" + b"f" + secret.hex().encode()), WORDS, STOPPED),
     ("6b", "percent", result(percented), WORDS, STOPPED),
     ("7", "UTF-16", result(lambda secret: secret.decode().encode("utf-16")), PIECES, STOPPED),
     ("7b", "UTF-32", result(lambda secret: secret.decode().encode("utf-32-be")), WORDS, STOPPED),
@@ -184,6 +230,11 @@ PLANTS = [Plant(*row) for row in (
     ("34e", "a gzip behind a text", result(lambda secret: b"report\n" + gzip.compress(crossed(secret))), WORDS, HELD),
     ("34f", "behind the end of a tar", result(lambda secret: tarred(b"1") + crossed(secret)), WORDS, HELD),
     ("34g", "in a picture's own text", result(lambda secret: png((b"tEXt", b"Comment\0" + secret)), "r.png"), PIECES, STOPPED),
+    ("34h", "in a zip's comment", result(zip_with_more), WORDS, HELD),
+    ("34l", "between a zip's file and its list", result(zip_with_room), WORDS, HELD),
+    ("34i", "a zip that tells too short a size", result(zip_that_lies), PIECES, STOPPED),
+    ("34j", "in a tar, as what tar does not know", result(tar_of_a_kind), WORDS, HELD),
+    ("34k", "in the notes of a file in a tar", result(tar_with_notes), WORDS, HELD),
     ("36", "trailing blanks", result(lambda secret: b"ok \nok\nok \n", "r.txt"), TYPES, HELD),
     ("36b", "signs that nobody sees", result(lambda secret: "ok\u200b\u200cok\n".encode(), "r.txt"), TYPES, HELD),
     ("36c", "more digits than there may be", result(lambda secret: b"a,b,c\n1,2,3.141592\n", "r.csv"), TYPES, HELD),
@@ -194,6 +245,7 @@ CLEAN = [                      # (what the command does, rules): this leaves
     (result(lambda secret: CSV, "r.csv"), TYPES), (result(lambda secret: b"ok\n", "r.txt"), TYPES), (result(lambda secret: png(), "r.png"), TYPES),
     (result(lambda secret: zipped(b"1\n" * 9), "r.zip"), TYPES), (result(lambda secret: nested(b"1\n" * 99, 4)), PIECES + "\n" + WORDS),
     (result(lambda secret: tarred(zipped(b"1"))), PIECES + "\n" + WORDS), (result(lambda secret: bytes(range(256)) * 999), PIECES + "\n" + WORDS),
+    (result(lambda secret: b"x^2 + 3 x\n" * 99), WORDS), (result(lambda secret: tarred(gzip.compress(b"1\n" * 99))), PIECES + "\n" + WORDS),
     (result(lambda secret: b"\0" * (5 << 20)), PIECES + "\n" + SUM), (result(lambda secret: b"%d %s %05d 100%\n" * 99), WORDS),
     (result(lambda secret: base64.encodebytes(bytes(range(256)) * 99)), PIECES + "\n" + WORDS)]
 
