@@ -1286,6 +1286,18 @@ class GateRun:
             raise Forbidden(_("this order does not run here: %s")
                             % _("its inputs are not those that were signed"))
 
+    def permit_files(self, rows):
+        """Forbidden if more lies in the working directory of a signed order than these inputs: a carrier that
+        was killed may have left there what it had been told before."""
+        tree, names = ResultTree(self.work), {utf8(row[0]) for row in rows}
+        try:
+            more = self.signed and next((row[0] for row in tree.walk() if row[0] not in names), None)
+        finally:
+            tree.close()
+        if more:
+            raise Forbidden(_("this order does not run here: %s")
+                            % _("its inputs are not those that were signed"))
+
     def ended_by_restart(self):
         """Did this host go down when it was about to start, or was that on another host? Then nobody knows
         whether it did: it ends without its command."""

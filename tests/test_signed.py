@@ -310,6 +310,25 @@ def test_killed_at_any_point_of_its_use_an_order_runs_once(point, tmp_path):
         made.fake.stop()
 
 
+def test_what_a_relay_has_given_beside_the_signed_inputs_before_the_poller_was_killed_runs_with_no_order(tmp_path):
+    made, large = TakenOver(str(tmp_path)), {"z.bin": fake_relay.entry(bytes(2 << 20))}
+    order = signed(made.order(), made.keys["alice"])
+    inputs, made.inputs = made.inputs, dict({"a.sh": given(b"planted")}, **dict(made.inputs, **large))
+    answer, made.fake.misbehave = made.fake.misbehave, lambda request: (503, b"{}", ()) if "/input/" in request.path else answer(request)
+    accept_id, words = made.hand_out(None, made.info(order)), ["poll", "--ini", made.ini]
+    planted = os.path.join(made.folder, "base", accept_id, "a.sh")
+    poller = suite.Process("mi_system_remote.py", words, str(tmp_path))
+    try:
+        wait_until(lambda: os.path.exists(planted))
+        poller.kill()
+        made.inputs = inputs
+        poller = suite.Process("mi_system_remote.py", words, str(tmp_path))
+        assert "not those that were signed" in wait_until(lambda: made.ends().get(accept_id))[0] and made.runs() == [] and not os.path.exists(planted)
+    finally:
+        poller.kill()
+        made.fake.stop()
+
+
 DEFENCES = {  # what of a defence is taken away: (its text, what stands there then)
     "unsigned orders": ("        needed = self.needed(command)\n", "        needed = False\n"),
     "the list": ("    if key not in trusted:\n", "    if False:\n"),
