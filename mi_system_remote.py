@@ -4016,7 +4016,8 @@ class Carrier:
     def signed_results(self, results, said):
         """What the owner's side says of them, signed; "" without a result_key."""
         end, name = self.calc.run.last("ended"), self.calc.run.name
-        told = {key: end.get(key) for key in ("exit_code", "signal", "reason")}
+        told = {key: end.get(key) for key in ("exit_code", "signal")}
+        told["reason"] = outward(self.poller.rules, end["reason"])           # as tell_end() says it
         rows = ((one.name, one.size, one.sum256, one.executable) for one in itertools.chain(*results))
         return signed_results(self.poller.keys["result_key"],
                               dict(told, site=self.poller.site, run=name), self.calc.control,

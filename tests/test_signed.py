@@ -100,6 +100,17 @@ def test_what_a_person_on_the_list_has_signed_runs_and_its_results_are_taken_onl
     assert done.returncode == 76 and "another key" in done.stderr and not os.path.exists(os.path.join(world.folder, "wf", "out.txt")), done
 
 
+def test_what_is_signed_of_an_end_says_no_more_of_it_than_what_is_told_of_it(world):
+    world.poller(world.section, ini=world.own_ini("[outbound]\ndeny_content = own words\n"))
+    with open(world.section["work"].split()[-1], "w") as out:
+        out.write("#!/bin/sh\necho No space left on device >&2\nexit 3\n")
+    done = world.order("--require-signed-by", world.gate_key + ".pub")
+    assert done.returncode == 3, done
+    row, = world.rows("SELECT accept_id, reason FROM calculations")
+    told = json.loads(world.result(row["accept_id"] + ".signed").partition("\n")[0])
+    assert "own words" not in row["reason"] + told["reason"] and told["reason"] == row["reason"] != "", (told, row)
+
+
 def test_an_order_runs_once_and_rerun_signs_a_new_one(world):
     world.began()
     world.write("code.txt", "3")
