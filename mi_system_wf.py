@@ -257,6 +257,7 @@ def start_calculation(relay, order, found, console, patience=PATIENCE, limits=No
     files = [entry for entry in add_sums(found, console) if relay.takes_dirs or not entry.name.endswith("/")]
     console.signed = sign_order(relay, order, files) if relay.sign_key else ""
     first = register(relay, order, files, console, patience)
+    check_own(relay, console)
     remember(relay, console.accept_id, order, signed=console.signed)
     console.resend_inputs = lambda: send_inputs(relay, console.accept_id, files, True, console)
     fault("registered")
@@ -761,7 +762,8 @@ def believed(relay, accept_id, info, manifest, signed):
     known."""
     import hashlib
     try:
-        signed = remembered(relay, accept_id)[3] or signed     # (rerun orders anew)
+        before = remembered(relay, accept_id)[3]       # rerun orders anew; another order is not this one
+        signed = order_in_force({"signed": before}, signed or before)
     except Stop:
         pass
     if not signed:
@@ -1263,6 +1265,18 @@ def remembered(relay, accept_id):
     raise Stop(EX_USAGE,
                _("%s: what was declared as its results is not known on this side; say it once more: --out"
                  " NAME... (--out '**': all)") % accept_id)
+
+
+def check_own(relay, console):
+    """76 if the relay calls this signed calculation by the name of another one of this side: it could give
+    the results of the one for those of the other."""
+    try:
+        before = console.signed and remembered(relay, console.accept_id)[3]
+    except Stop:
+        return
+    if before and order_in_force({"signed": before}, console.signed) != before:
+        raise Stop(EX_PROTOCOL, _("%s: the relay has another calculation of this side by that name already")
+                   % console.accept_id)
 
 
 def keep_head(accept_id, info):
@@ -6983,6 +6997,8 @@ JA = {
     "%s: HTTP %d without the relay's JSON: a proxy or gateway in between answered":
         "%s: HTTP %d、中継サーバーの JSON ではありません (途中のプロキシかゲートウェイの応答です)",
     "is not what was declared (its sum differs)": "申告した内容と違います (チェックサムの不一致)",
+    "%s: the relay has another calculation of this side by that name already":
+        "%s: 中継サーバーは、こちらの別の計算にすでにこの ID を付けています",
     "%s: the relay is at byte %s of a file of %d": "%s: 中継サーバーは %s バイト目と答えました (ファイルは %d バイト)",
     "%s: the relay stays at byte %d of %d": "%s: 中継サーバーが %d バイト目 (全 %d バイト) から進みません",
     "%s changed while it was sent": "%s が送信中に変わりました",

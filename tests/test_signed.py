@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import time
 import types
@@ -446,7 +447,7 @@ class Results:
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", path], check=True)
         self.fake = fake_relay.Fake(misbehave=self.hand_over)
         self.hold = {}                                 # what an earlier calculation had
-        self.orders = []
+        self.orders, self.remembers = [], False
 
     def statement(self, results, order, key="gate", space=None, said=None, **more):
         """What the gate signs."""
@@ -469,6 +470,9 @@ class Results:
     def fetched(self, alter):
         """What becomes of a calculation whose results the relay alters: exit code or that of a Stop; and is there a result?"""
         self.alter, to = alter, os.path.join(self.folder, "to%d" % len(self.orders))
+        if not self.remembers:                         # (this relay has one accept_id)
+            shutil.rmtree(os.environ["XDG_STATE_HOME"], ignore_errors=True)
+            os.mkdir(os.environ["XDG_STATE_HOME"])
         try:
             code = WF.run(self.fake.url, "s", "work", [], ["out.txt", "more*"], token="t" * 64, to=to, sign_key=self.keys["alice"],
                           require_signed_by=self.keys["gate"] + ".pub").exit_code
@@ -529,6 +533,26 @@ def test_results_are_believed_only_as_they_were_signed_for_this_order_and_nothin
         with open(made.keys["gate"] + ".pub", "w") as out:
             out.write("nothing\n")
         assert str(made.fetched(lambda server, order: {"signed": made.statement(GOOD, order)})[0]).startswith("76 ")
+    finally:
+        made.fake.stop()
+
+
+def test_a_relay_that_gives_two_calculations_one_name_cannot_give_the_results_of_one_for_those_of_the_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    made, second = Results(str(tmp_path)), []
+
+    def swapped(server, order):                        # while the first one waits, another process orders, too
+        if not second:
+            second.append(WF.signed_order(dict(json.loads(order.partition("\n")[0]), request_id="another"), made.keys["alice"]))
+            WF.remember(types.SimpleNamespace(url=made.fake.url), fake_relay.ACCEPT_ID, WF.Order("s", "work", "", ["out.txt"], ["more*"], "another"), signed=second[0])
+        return {"signed": made.statement(GOOD, second[0])}
+
+    try:
+        code, there = made.fetched(swapped)
+        assert str(code).startswith("76 ") and "order" in code and not there, code
+        made.remembers = True
+        code, there = made.fetched(lambda server, order: {"signed": made.statement(GOOD, order)})
+        assert str(code).startswith("76 ") and "another calculation" in code and not there, code
     finally:
         made.fake.stop()
 
