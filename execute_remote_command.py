@@ -877,7 +877,8 @@ class Collector:
         if stays.code == "missing" and not by_name:    # it went meanwhile, or is a link to nothing
             return
         if stays.code in ("refused", "limit", "held"):
-            self.kept_by_rule[str(stays).partition(" ")[0][:40]] += 1
+            rule = str(stays).partition(" ")[0].rstrip(":")
+            self.kept_by_rule[rule if rule in self.rules else stays.code] += 1        # (no word of a file's)
         told = by_name or stays.code != "refused" and not self.rule_against_name(name)
         self.verdicts.add(stays.code, name if told else None)
         if by_name:
@@ -3235,7 +3236,7 @@ AUDIT = {"path": b"",          # where it is; empty: there is none (door `far`, 
          "why": ""}            # why the head could not be had, which was logged
 AUDIT_MOST = 16 << 20          # bytes after which a new file is begun
 AUDIT_LINE = 1 << 17           # bytes of a line at most
-NAMES_TOLD = 16 << 10          # characters of names in a line; of more: how many, and the sum of all
+NAMES_TOLD = 16 << 10          # bytes of names in a line; of more: how many, and the sum of all
 LIVE_STEP = 4096               # bytes of live output that are noted ahead, at least
 UP_CLOCK = 7                   # CLOCK_BOOTTIME, which nobody can set and no sleep of the host stops
 CLOCK_SET = 1.0                # seconds by which the clock was set, if that is an event
@@ -3357,8 +3358,9 @@ def audit_leaving(run, command, found, noted=None, by=""):
     for group in (found.found, found.folders):
         for result in group:
             row = [result.name, result.size, result.sum256]
-            digest.update(canonical(row) + b"\n")
-            room -= len(result.name) + 90
+            line = canonical(row) + b"\n"
+            digest.update(line)
+            room -= len(line)
             names += [row] if room > 0 else []
     if noted is not None and noted.get(run) == digest.hexdigest():
         return
@@ -3374,6 +3376,10 @@ def audit_leaving(run, command, found, noted=None, by=""):
 def audit_entry(last, stamps, event, run, fields):
     """The line (as an object) of an event behind the line `last`. stamps: what each line says of now."""
     entry = dict(fields, seq=last["seq"] + 1, prev=last["sum"], event=event, run=run or "", **stamps)
+    whole = canonical(entry)
+    if len(whole) > AUDIT_LINE // 2:                   # of lists that are too long only the sum of all
+        entry.update({key: type(value)() for key, value in fields.items() if type(value) in (list, dict)},
+                     of=sum_of_bytes(whole))
     return dict(entry, sum=sum_of_bytes(canonical(entry)))
 
 
@@ -3480,7 +3486,8 @@ def audit_end_of(fd):
     size = os.fstat(fd).st_size
     data = read_exactly(fd, min(size, AUDIT_LINE), max(0, size - AUDIT_LINE))
     whole, newline, torn = data.rpartition(b"\n")
-    entry = parsed_line(whole.rpartition(b"\n")[2] + newline) if newline else NOTHING
+    begun = newline or size > len(data)
+    entry = parsed_line(whole.rpartition(b"\n")[2] + newline) if begun else NOTHING
     if entry is None:
         raise OSError(errno.EIO, _("its last line is none of an audit log's; see what `audit verify` says,"
                                    " and move it away"), shown(AUDIT["path"]))

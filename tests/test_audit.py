@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import time
+import types
 
 import pytest
 
@@ -248,6 +249,29 @@ def test_a_line_that_has_no_room_is_no_line_and_an_error(tmp_path):
             poller.audit("leaves")
     before = path.read_bytes()
     assert forked(full) == 0 and path.read_bytes() == before
+
+
+def test_however_long_names_and_lists_are_the_log_can_be_gone_on_with(tmp_path):
+    path, name = tmp_path / "audit.log", "/".join(["\U0001f600" * 60] * 4)      # each sign has four bytes in a name, and twelve in a line
+    found = types.SimpleNamespace(found=[poller.Result(None, 1, "%s/%d" % (name, n), b"1" * 32, False, 0) for n in range(200)], folders=[], total=200,
+                                  kept_by_rule={}, verdicts={})
+    with written_to(path):
+        poller.audit_leaving("r.1", "a", found)
+        poller.audit("leaves", "r.1", verdicts={"%d " % n + "x" * 99: 1 for n in range(2000)}, names=[["n", 1, "ab"]])
+        poller.audit("left", "r.1")
+    first, second, third = lines_of(path)
+    assert verdict(path)[0] == 0 and first["files"] == 200 and len(first["names"]) > 3 and second["verdicts"] == {} and second["names"] == [] and second["of"]
+    assert poller.report_row(second)["verdicts"] == ""
+    path.write_bytes(b"x" * (poller.AUDIT_LINE + 1))
+    with written_to(path), pytest.raises(OSError):     # what is no log is not gone on with
+        poller.audit("left", "r.1")
+
+
+def test_the_log_counts_what_stays_by_the_owners_rules_and_has_no_word_of_a_file():
+    found = poller.Collector({key: row[1] for key, row in poller.gate_keys()["outbound"].items()}, lambda name, why, aloud: None)
+    for code, why in (("held", "SECRET-1 in zip: encrypted"), ("refused", "deny_names secret*"), ("refused", "deny_sums: the whole"), ("held", "types: csv: line 1")):
+        found.keep_here("r", poller.Stays(code, why), False)
+    assert found.kept_by_rule == {"held": 1, "deny_names": 1, "deny_sums": 1, "types": 1}
 
 
 def test_a_clock_that_was_set_and_rules_that_were_changed_are_events(tmp_path, monkeypatch):
