@@ -9427,13 +9427,16 @@ def signers_of(where, settings):
 
 def order_rules(where, settings, door, folder, sites):
     """The OrderRules of a door, by its section. 78 if orders must be signed, but nobody is on the list, or
-    this computer has no name for them."""
+    this computer has no name for them. Whoever takes the last [signer NAME] away has not said that unsigned
+    orders run."""
     rules = OrderRules(folder, settings[door], signers_of(where, settings), sites)
+    if folder and settings[door]["require_signature"] is None:
+        rules.required = rules.required or os.path.exists(rules.path)
     needed = [door] if rules.required else [
         name for name, keys in settings.items() if name.startswith("command ") and keys["require_signature"]]
     if needed and not rules.signers:
         raise Stop(EX_CONFIG, _("%s: [%s] require_signature: who may order? Add: [signer NAME]  key ="
-                                " ssh-ed25519 ...") % (where, needed[0]))
+                                " ssh-ed25519 ..., or say: require_signature = no") % (where, needed[0]))
     if needed and not sites:
         raise Stop(EX_CONFIG, _("%s: [%s] require_signature: what do orders call this computer? Add to [%s]: "
                                 "site = NAME") % (where, needed[0], door))
@@ -9583,7 +9586,7 @@ class OrderRules:
 
     def __init__(self, folder, keys=None, signers=(), sites=()):
         keys = keys or {"require_signature": None, "accept_after": 0}
-        self.folder = folder
+        self.path = os.path.join(folder, b"orders")
         self.signers = dict(signers)
         self.sites = sites
         self.accept_after = keys["accept_after"]
@@ -9667,12 +9670,11 @@ class OrderRules:
         """The list, open to be read and added to, and nobody else's meanwhile. OSError where no lock is to be
         had: then nothing runs."""
         import fcntl
-        path = os.path.join(self.folder, b"orders")
-        with USES_LOCK, open(path + b".lock", "ab") as lock:
+        with USES_LOCK, open(self.path + b".lock", "ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not os.path.exists(path):
-                replace_synced(path, b"begun %d\n" % now)
-            with open(path, "rb+") as book:
+            if not os.path.exists(self.path):
+                replace_synced(self.path, b"begun %d\n" % now)
+            with open(self.path, "rb+") as book:
                 yield book
 
     def use(self, order, command, control, now):
@@ -12236,8 +12238,10 @@ JA = {
     "%s: [%s] key: is missing, or another signer's, too": "%s: [%s] key: 値がないか、ほかの [signer] と同じです",
     "%s: [%s] require_signature: what do orders call this computer? Add to [%s]: site = NAME":
         "%s: [%s] require_signature: 指示書でのこの計算機の名前が必要です。[%s] に加えてください: site = NAME",
-    "%s: [%s] require_signature: who may order? Add: [signer NAME]  key = ssh-ed25519 ...":
-        "%s: [%s] require_signature: 誰の指示書を受け付けるかを加えてください: [signer NAME]  key = ssh-ed25519 ...",
+    "%s: [%s] require_signature: who may order? Add: [signer NAME]  key = ssh-ed25519 ..., or say:"
+    " require_signature = no":
+        "%s: [%s] require_signature: 誰の指示書を受け付けるかを加えてください: [signer NAME]  key = ssh-ed25519 ...。"
+        "署名を求めないなら require_signature = no と書いてください",
     "[signer %s] is not in its time (since, until)": "[signer %s] は有効期間 (since, until) の外です",
     "[signer %s] is revoked": "[signer %s] は失効しています",
     "[signer %s] may not order [command %s]": "[signer %s] は [command %s] を指示できません",

@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -336,6 +337,31 @@ def test_what_a_relay_has_given_beside_the_signed_inputs_before_the_poller_was_k
         made.inputs = inputs
         poller = suite.Process("mi_system_remote.py", words, str(tmp_path))
         assert "not those that were signed" in wait_until(lambda: made.ends().get(accept_id))[0] and made.runs() == [] and not os.path.exists(planted)
+    finally:
+        poller.kill()
+        made.fake.stop()
+
+
+def test_where_the_last_signer_is_taken_away_no_unsigned_order_runs_until_the_owner_says_so(tmp_path):
+    made, words = TakenOver(str(tmp_path)), ["poll", "--ini", str(tmp_path / "poller.ini")]
+    poller = suite.Process("mi_system_remote.py", words, str(tmp_path))
+    try:
+        wait_until(lambda: os.path.exists(os.path.join(made.folder, "base", ".mi", "orders")))
+        with open(made.ini) as text:
+            lines = re.sub(r"\[signer (.*\n)*?(?=\[command)", "", text.read())
+        with open(made.ini, "w") as out:
+            out.write(lines)
+        wait_until(lambda: "the old ini stays in force" in poller.text())
+        unsigned = made.hand_out("not signed", made.info(None))
+        assert "not signed" in wait_until(lambda: made.ends().get(unsigned))[0]
+        poller.stop()
+        poller = suite.Process("mi_system_remote.py", words, str(tmp_path))
+        assert poller.popen.wait(20) == 78 and "who may order" in poller.text()
+        with open(made.ini, "w") as out:
+            out.write(lines.replace("site = s\n", "site = s\nrequire_signature = no\n"))
+        unsigned = made.hand_out(None, made.info(None))
+        poller = suite.Process("mi_system_remote.py", words, str(tmp_path))
+        assert wait_until(lambda: made.ends().get(unsigned)) == [""] and made.runs() == [unsigned + ".1 a"]
     finally:
         poller.kill()
         made.fake.stop()
