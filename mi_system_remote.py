@@ -9859,7 +9859,7 @@ class RelayClient:
         execute it?, mtime in nanoseconds or None)}, where a file has any; who stores the file takes them out.
         ValueError if the manifest is malformed."""
         number, before, query = 0, None, dict({"claim": claim} if claim else {}, v=2, dirs=1)
-        ahead = Ahead(self)
+        ahead, pages = Ahead(self), 0
         self.x_and_mtime.clear()                             # of a list that was not taken to its end
         self.inline.clear()
         while True:
@@ -9868,8 +9868,8 @@ class RelayClient:
                 raise ValueError(_("the file list is none"))
             before = check_manifest_names(entries, before, folders=True)
             follows = page.get("next")
-            if follows is not None:
-                fields = dict(query, **{"from": follows})
+            fields, pages = dict(query, **{"from": follows}), pages + 1
+            if follows is not None and pages > 2:      # for fewer, a connection of its own does not pay
                 ahead.begin(follows, lambda relay: relay.call("GET", target, fields))
             for name, entry in entries.items():
                 size, sum256 = ((entry.get("size"), entry.get("sha256")) if isinstance(entry, dict)
