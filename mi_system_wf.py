@@ -5094,8 +5094,9 @@ class Pieces:
     def put(self, number, data, sum256):
         """A piece that has its sum has come. One that is there already stays as it is. One at a time."""
         if not self.have[number]:
-            for path, at, part in ((self.path, number * PIECE_SIZE, data),
-                                   (self.path + SUMS, 32 * number, sum256)):
+            # (the sum first: of a part without any all counts, also its holes)
+            for path, at, part in ((self.path + SUMS, 32 * number, sum256),
+                                   (self.path, number * PIECE_SIZE, data)):
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
                 try:
                     if os.fstat(fd).st_size <= at and not any(part):

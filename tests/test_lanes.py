@@ -1,4 +1,5 @@
 """Large files over several connections at once: pieces in any order, each with its sum, one transfer's nonce; whole, or not at all."""
+import hashlib
 import json
 import os
 import random
@@ -211,6 +212,28 @@ def test_after_kill_9_each_piece_that_is_right_counts_and_no_other_does(make_wor
         status, found = writer.post(first, last)
         assert status == 200
     assert found["complete"] and writer.arrived()[0] == writer.data
+
+
+def test_a_death_between_a_piece_and_the_note_of_its_sum_makes_no_hole_count(tmp_path, monkeypatch):
+    path, data, opened, real = os.fsencode(str(tmp_path / "part")), os.urandom(SIZE), [], os.open
+
+    def dies_at_the_second(name, *how):
+        opened.append(name)
+        if len(opened) == 2:
+            raise KeyboardInterrupt
+        return real(name, *how)
+
+    monkeypatch.setattr(relay.os, "open", dies_at_the_second)
+    with pytest.raises(KeyboardInterrupt):             # the first that comes is in the middle of the file
+        relay.Pieces(path, SIZE).put(3, data[3 * PIECE:4 * PIECE], hashlib.sha256(data[3 * PIECE:4 * PIECE]).digest())
+    monkeypatch.undo()
+    again = relay.Pieces(path, SIZE)
+    assert list(again.gaps()) == [(0, SIZE)] and again.front == 0
+    for number in range(6):
+        part = data[number * PIECE:(number + 1) * PIECE]
+        again.put(number, part, hashlib.sha256(part).digest())
+    again.move_on()
+    assert again.is_whole() and again.digest.hexdigest() == hashlib.sha256(data).hexdigest()
 
 
 # ---- one way and the other
