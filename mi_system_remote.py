@@ -3108,6 +3108,7 @@ def print_view(row, views):
         told = (one["executable"] and _("executable"), one["held"] and _("held: %s") % visible(one["held"]),
                 one["earlier"])
         more = [_("%d lines more (--all)") % one["more"]] if one["more"] else []
+        more += [_("%d bytes more: look at the file itself") % one["unseen"]] if one["unseen"] else []
         lines = list(filter(None, told)) + one["difference"] + ["| " + line for line in one["lines"]] + more
         print("".join("  %s\n" % line for line in lines), end="")
     for folder in row["folders"]:
@@ -3149,19 +3150,18 @@ def view_of(one, why, earlier, whole):
         data = reader.read(min(one.size, VIEW_BYTES))
     kind, (told, difference) = kind_of(data), earlier.compared(one, data)
     if b"\0" in data:
-        lines, all_lines = [data[at:at + 32].hex() for at in range(0, len(data), 32)], -(-one.size // 32)
+        lines = [data[at:at + 32].hex() for at in range(0, len(data), 32)]
     else:
         lines = [visible(line) for line in text_lines(data)]
-        all_lines = len(lines) + (one.size > len(data))
-    first, last = VIEW_LINES
+    all_lines, (first, last) = len(lines), VIEW_LINES
     if not whole and len(lines) > first + last:
         lines = lines[:first] + ["..."] + lines[-last:] if b"\0" not in data else lines[:8]
     if not whole:
-        difference = difference[:first + last]
+        difference = difference[:first + last] + ["..."] * (len(difference) > first + last)
         lines = [line[:VIEW_WIDTH] + (line[VIEW_WIDTH:] and " ...") for line in lines]
     return {"name": one.name, "size": one.size, "sha256": one.sum256, "executable": one.executable,
             "kind": kind, "held": why or "", "earlier": told, "difference": difference, "lines": lines,
-            "more": max(0, all_lines - len(lines) + lines.count("..."))}
+            "more": max(0, all_lines - len(lines) + lines.count("...")), "unseen": one.size - len(data)}
 
 
 def text_lines(data):
@@ -3201,8 +3201,8 @@ class Earlier:
         if b"\0" in before + data or max(len(old), len(new)) > COMPARED_LINES:
             return told, []
         import difflib
-        found = difflib.unified_diff(old, new, lineterm="", n=0)
-        return told, [line[:1] + " " + visible(line[1:]) for line in found if line[:3] not in ("---", "+++")]
+        found = list(difflib.unified_diff(old, new, lineterm="", n=0))[2:]         # (behind two heads)
+        return told, [line[:1] + " " + visible(line[1:]) for line in found]
 
 
 def last_released(control):
@@ -12710,6 +12710,7 @@ JA = {                         # what a person reads, in Japanese
     "%d bytes, %s": "%d バイト、%s",
     "executable": "実行可能",
     "held: %s": "保留の理由: %s",
+    "%d bytes more: look at the file itself": "ほか %d バイト: ファイルそのものを確認してください",
     "%d lines more (--all)": "ほか %d 行 (--all で表示)",
     "empty directory: %s": "空のディレクトリ: %s",
     "stays here in any case: %s %d": "承認しても残るもの: %s %d",

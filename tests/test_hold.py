@@ -173,6 +173,25 @@ def test_bytes_that_have_changed_since_they_were_held_leave_by_no_word_and_are_h
     assert site.wf("wait", accept_id).returncode == 0
 
 
+def test_what_a_person_is_not_shown_is_said_and_no_line_hides_as_a_head_of_the_difference(tmp_path, capsys):
+    gate, seen = suite.module("mi_system_remote.py"), {}
+    rules = gate.default_values(gate.gate_keys()["outbound"])
+    for name, data in (("then", b"-- gone\nsame\n"), ("now", b"++ SECRET\nsame\n"), ("long", b"x\n" * (gate.VIEW_BYTES // 2) + b"SECRET\n"),
+                       ("many", b"".join(b"%d\n" % number for number in range(100)))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_bytes(data)
+        found = gate.Collector(rules, lambda name, why, aloud: None)
+        found.take_named(gate.ResultTree(os.fsencode(str(tmp_path / name))), ["a.txt"])
+        seen[name], = found.found
+    earlier = gate.Earlier(None, None)
+    earlier.files = {"a.txt": seen["then"]}
+    assert [line for line in gate.view_of(seen["now"], "", earlier, True)["difference"] if line[0] != "@"] == ["- -- gone", "+ ++ SECRET"]
+    assert gate.view_of(seen["many"], "", earlier, False)["difference"][-1] == "..." and gate.view_of(seen["many"], "", earlier, True)["difference"][-1] == "+ 99"
+    row = dict(id="i", since=0, until=None, command="c", files=1, bytes=1, manifest="m", earlier="", folders=[], verdicts={})
+    gate.print_view(row, [gate.view_of(seen["long"], "", earlier, True)])
+    assert "7 bytes more: look at the file itself" in capsys.readouterr().out
+
+
 def test_after_hold_for_it_is_refused(make_site):
     site = make_site(outbound="hold_for = 2s\n")
     accept_id = site.start().submit()
