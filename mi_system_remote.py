@@ -2739,7 +2739,7 @@ class Hold:
         word = self.read(b"decided") if note else None
         if note and word is None and limit and time.time() > note["since"] + limit:
             with contextlib.suppress(Stop):            # a person is at it, just now
-                word = self.decide("refused", "hold_for", "")
+                word = self.decide("refused", "hold_for", "", note["manifest"])
         return word if word and word.get("manifest") == note["manifest"] else None
 
     def pending(self, limit):
@@ -2849,13 +2849,16 @@ class Hold:
 
     # A word
 
-    def decide(self, what, by, reason):
+    def decide(self, what, by, reason, manifest):
         """The word of a person, or of hold_for: released or refused. Returns the word that holds: an earlier
-        one, where there is one. 75 if somebody else is at it."""
+        one, where there is one. 75 if somebody else is at it, or something else than `manifest` is held by
+        now."""
         with open(self.path(b"note"), "rb") as lock:
             if try_lock(lock) == LOCK_HELD:
                 raise Stop(EX_TEMPFAIL, _("somebody else is deciding about it: try again"))
             note, said = self.note(), self.read(b"decided")
+            if not note or note["manifest"] != manifest:
+                raise Stop(EX_TEMPFAIL, _("somebody else is deciding about it: try again"))
             if said and said.get("manifest") == note["manifest"]:
                 return said
             word = {"v": 1, "what": what, "manifest": note["manifest"], "run": note["run"],
@@ -3036,6 +3039,7 @@ def release(name, control, limit, unseen):
     hold = Hold(control)
     must_be_person(name)
     must_wait(name, hold, limit)
+    manifest = hold.note()["manifest"]                 # the word is about what was looked at
     if not unseen and not hold.was_shown():
         raise Stop(EX_REFUSED, _("%s: nobody has looked at it as it is now: show %s, or release it with"
                                  " --unseen") % (name, name))
@@ -3043,7 +3047,7 @@ def release(name, control, limit, unseen):
         hold.drop(name)
         raise Stop(EX_DATA, _("%s: it has changed since it was held: nothing leaves; it is held anew, look at"
                               " it again") % name)
-    say_word(name, hold, "released", "")
+    say_word(name, hold, "released", "", manifest)
 
 
 def refuse(name, control, limit, reason):
@@ -3053,7 +3057,7 @@ def refuse(name, control, limit, reason):
     must_wait(name, Hold(control), limit)
     if not reason:
         raise Stop(EX_USAGE, _("refuse needs --reason TEXT (which stays on this host)"))
-    say_word(name, Hold(control), "refused", reason)
+    say_word(name, Hold(control), "refused", reason, Hold(control).note()["manifest"])
 
 
 def must_be_person(name):
@@ -3062,10 +3066,10 @@ def must_be_person(name):
         raise Stop(EX_REFUSED, _("%s: a calculation does not decide about results") % name)
 
 
-def say_word(name, hold, what, reason):
+def say_word(name, hold, what, reason, manifest):
     """Writes the word, unless another one was quicker: 64."""
     by = who_says()
-    word = hold.decide(what, by, reason)
+    word = hold.decide(what, by, reason, manifest)
     if (word["what"], word["by"], word["reason"]) != (what, by, reason):
         must_wait(name, hold, 0)
 

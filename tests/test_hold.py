@@ -192,6 +192,28 @@ def test_what_a_person_is_not_shown_is_said_and_no_line_hides_as_a_head_of_the_d
     assert "7 bytes more: look at the file itself" in capsys.readouterr().out
 
 
+def test_a_word_is_about_what_was_looked_at_when_it_was_begun(tmp_path, monkeypatch):
+    gate, control = suite.module("mi_system_remote.py"), os.fsencode(str(tmp_path / ".mi" / "run"))
+    os.makedirs(control)
+    (tmp_path / "run").mkdir()
+
+    def hold(data):
+        (tmp_path / "run" / "a.txt").write_text(data)
+        found = gate.Collector(gate.default_values(gate.gate_keys()["outbound"]), lambda name, why, aloud: None)
+        found.take_named(gate.ResultTree(os.fsencode(str(tmp_path / "run"))), ["a.txt"])
+        gate.Hold(control).make("i", "run", "c", found)
+        return True
+
+    hold("harmless")
+    gate.Hold(control).note_shown(gate.Hold(control).note()["manifest"], "me")
+    monkeypatch.setattr(gate.Hold, "is_whole", lambda self: hold("SECRET"))          # meanwhile somebody else's `show` finds it changed
+    with pytest.raises(gate.Stop) as stop:
+        gate.release("run", control, 0, False)
+    assert stop.value.code == 75 and gate.Hold(control).decision(0) is None
+    gate.refuse("run", control, 0, "why")
+    assert gate.Hold(control).decision(0)["what"] == "refused"
+
+
 def test_after_hold_for_it_is_refused(make_site):
     site = make_site(outbound="hold_for = 2s\n")
     accept_id = site.start().submit()
