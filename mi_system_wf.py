@@ -5702,6 +5702,7 @@ def make_key(path, comment):
     try:
         if os.path.lexists(utf8(path)):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        os.makedirs(os.path.dirname(utf8(path)) or b".", 0o700, exist_ok=True)
         run_tool(["ssh-keygen", "-q", "-N", "", "-C", comment, "-f", path, "-t"] + kind, b"")
     except (OSError, ValueError) as error:
         raise Stop(EX_CONFIG, "%s: %s" % (path, getattr(error, "strerror", None) or error))

@@ -183,9 +183,9 @@ def test_the_test_command_installs_and_starts_pytest():
     assert done.returncode == 0, done.stdout.decode()
 
 
-OPERATOR, ADMIN, AUTHOR, RESEARCHER = "operator", "admin", "author", "researcher"
+OPERATOR, ADMIN, AUTHOR, RESEARCHER, SIGNER = "operator", "admin", "author", "researcher", "signer"
 SCENE = {"For the operator of the relay": OPERATOR, "For the admin of an external computer": ADMIN, "For the author of a module": AUTHOR,
-         "For the researcher": RESEARCHER, "運用者: 中継サーバー": OPERATOR, "管理者: 外部計算機": ADMIN, "モジュールの作成者と研究者": AUTHOR}
+         "For the researcher": RESEARCHER, "Signed orders and results": SIGNER, "運用者: 中継サーバー": OPERATOR, "管理者: 外部計算機": ADMIN, "モジュールの作成者と研究者": AUTHOR}
 
 
 class Scene:
@@ -273,6 +273,8 @@ def test_the_parts_of_the_readme_set_up_two_hosts_and_a_module_that_work_togethe
         for kind, body in scene.parts[RESEARCHER]:
             assert accept_id in scene.type(body.replace("ACCEPT_ID", accept_id[:8]))
         assert "[Service]" in open(os.path.join(scene.work, "mi_system_remote.service")).read()
+        for kind, body in scene.parts[SIGNER]:
+            assert kind == "ini" or re.search(r"^\[signer suzuki\]\nkey = ssh-ed25519 \S+ suzuki$", scene.type(body), re.M), scene.said
     finally:
         scene.close()
 

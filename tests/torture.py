@@ -46,7 +46,9 @@ AFTER_A_RESTORE = {"hand over", "handed over", "control gone"}             # tes
 AFTER_AN_UPGRADE = {"old state kept"}
 AT_AN_INIT = {"relay made", "site named", "kit made", "certificate made", "enrolled"}        # test_init.py
 AT_A_LONG_LOG = {"log put aside"}                      # test_audit.py
-ELSEWHERE = AFTER_A_RESTORE | AFTER_AN_UPGRADE | AT_AN_INIT | AT_A_LONG_LOG
+BEFORE_A_PERSON = {"copy held", "held made", "held placed", "held dropped"}                  # test_hold.py
+AT_A_SIGNED_ORDER = {"order written", "order placed", "order marked", "order used"}          # test_signed.py
+ELSEWHERE = AFTER_A_RESTORE | AFTER_AN_UPGRADE | AT_AN_INIT | AT_A_LONG_LOG | BEFORE_A_PERSON | AT_A_SIGNED_ORDER
 
 
 def fault_points(folder):
