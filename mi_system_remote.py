@@ -3245,7 +3245,9 @@ LIVE_STEP = 4096               # bytes of live output that are noted ahead, at l
 UP_CLOCK = 7                   # CLOCK_BOOTTIME, which nobody can set and no sleep of the host stops
 CLOCK_SET = 1.0                # seconds by which the clock was set, if that is an event
 NOTHING = {"seq": 0, "sum": "0" * 64, "rules": ""}         # what stands before the first line
-LINE_KEYS = {"seq", "prev", "event", "run", "t", "up", "boot", "rules"}          # of every line
+LINE_KEYS = {"seq": (int,), "prev": (str,), "event": (str,), "run": (str,), "t": (int, float),
+             "up": (int, float), "boot": (str,), "rules": (str,)}          # of every line, and their kinds
+MORE_KEYS = {"names": (list,), "verdicts": (dict,), "manifest": (str,)}        # of some
 HEAD = re.compile(r"(?<![0-9A-Za-z.])([0-9]{1,15})\.([0-9a-f]{64})(?![0-9A-Za-z])")
 AUDIT_TEXTS = {                # {event: what the report says of it}; others it leaves out
     "opened": "the poller was started", "leaves": "results leave",
@@ -3534,7 +3536,10 @@ def parsed_line(line):
         entry = json.loads(line.decode("ascii"))
         rest = {key: value for key, value in entry.items() if key != "sum"}
         good = canonical(entry) + b"\n" == line and entry["sum"] == sum_of_bytes(canonical(rest))
-        return entry if good and type(entry["seq"]) is int and LINE_KEYS <= set(rest) else None
+        good = good and all(type(rest[key]) in kinds for key, kinds in LINE_KEYS.items())
+        good = good and all(type(rest[key]) in kinds for key, kinds in MORE_KEYS.items() if key in rest)
+        good = good and all(type(name) is list and name for name in rest.get("names", ()))
+        return entry if good and abs(entry["t"]) < 1e11 else None      # (until the year 5138)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 

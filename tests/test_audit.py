@@ -1,5 +1,6 @@
 """The audit log of the gate: what was done and what left, chained; who changes it or cuts it is found out; what cannot be noted does not happen."""
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -265,6 +266,21 @@ def test_however_long_names_and_lists_are_the_log_can_be_gone_on_with(tmp_path):
     path.write_bytes(b"x" * (poller.AUDIT_LINE + 1))
     with written_to(path), pytest.raises(OSError):     # what is no log is not gone on with
         poller.audit("left", "r.1")
+
+
+def test_lines_with_right_sums_and_values_of_other_kinds_are_told_as_broken_and_written_behind_by_nobody(tmp_path, capsys):
+    path, kinds, good = tmp_path / "audit.log", [None, True, 1e400, float("nan"), 10 ** 400, "\x1b[31m", [1], [[]], {"a": 1}], {}
+    with written_to(path):
+        good = poller.audit_entry(poller.NOTHING, {"boot": "b", "t": 1.0, "up": 1.0, "rules": "r" * 64}, "leaves", "r.1",
+                                  {"names": [["a", 1, "s"]], "verdicts": {"x": 1}, "manifest": "m", "by": "", "to": "x", "files": 1})
+        for key, value in itertools.product(good, kinds):
+            entry = dict({name: one for name, one in good.items() if name != "sum"}, **{key: value})
+            path.write_bytes(poller.canonical(dict(entry, sum=poller.sum_of_bytes(poller.canonical(entry)))) + b"\n")
+            for csv in (False, True):
+                code = poller.audit_report(os.fsencode(str(path)), types.SimpleNamespace(since="", csv=csv, json=False))
+                assert code == verdict(path)[0] and "\x1b" not in capsys.readouterr().out, (key, value)
+            with contextlib.suppress(OSError):
+                poller.audit("left", "r.1")
 
 
 def test_the_log_counts_what_stays_by_the_owners_rules_and_has_no_word_of_a_file():
