@@ -4474,7 +4474,8 @@ def pack_chunks(files):
 LANES = 6
 MOST_LANES = 8                 # that a person may ask for
 PACK_BELOW = 32 << 20          # bytes/s of a line below which what shrinks is packed
-LANES_FROM = 8 << 20           # bytes from which on further connections pay
+LANES_FROM = 8 << 20           # bytes from which on further connections pay,
+LANES_MOST = 16 << 40          # and up to which there is memory for which pieces are there (a byte of each)
 NEAR_TRIP = 0.005              # seconds of round trip below which the relay counts as being on the same LAN
 RUN_FIRST, RUN_MOST = 1 << 20, 8 << 20         # bytes that a lane takes at once: first, and at most
 MOST_LOSSES = 12               # of connected lanes, in a row: then pieces do not get through
@@ -4498,6 +4499,8 @@ def choose_lanes(relay, total):
         why = "lanes = 1"
     elif total < LANES_FROM:
         why = _("little")
+    elif total > LANES_MOST:
+        why = _("too much")
     elif relay.piece_max < PIECE_SIZE + FRAME_MORE:
         why = _("small bodies")
     else:
@@ -6861,6 +6864,7 @@ JA = {
     "near": "近い",
     "old relay": "旧版の中継サーバー",
     "small bodies": "途中で大きな本文が通らない",
+    "too much": "大きすぎる",
     "how long the relay may be away before anything is registered (default: 60s)":
         "登録前に中継サーバーの応答を待つ時間 (既定: 60s)",
     "what is %s? (BASE_URL SITE TOKEN COMMAND IN OUT: BASE_URL begins with http:// or https://)":

@@ -530,6 +530,14 @@ def test_one_connection_does_where_it_is_as_good_and_that_is_said(plain, tmp_pat
     assert ways.down() == how and ways.came()
 
 
+def test_a_size_that_a_hostile_relay_tells_takes_no_memory():
+    client = wf.RelayClient("http://127.0.0.1:1", "token")
+    client.lanes, client.lanes_there, client.piece_max = 4, 6, 64 << 20
+    client.retried = lambda look: 0.05                 # far away
+    assert wf.choose_lanes(client, 1 << 30) == 4
+    assert wf.choose_lanes(client, 10 ** 15) == 1 and client.how == "1 lane (too much)"
+
+
 def test_a_relay_of_before_gets_and_gives_files_as_ever(plain, tmp_path, monkeypatch):
     ways, look = Ways(plain, Line(plain.port), tmp_path, 40 << 18), wf.RelayClient.look_at_line
 
