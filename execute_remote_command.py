@@ -9741,6 +9741,8 @@ def signed_results(path, told, control, rules, rows, said, order):
 
     line, hold = order.partition("\n")[0], Hold(control)
     word = hold.note() and hold.decision(0)
+    with open(utf8(path), "rb") as key:                # nobody who knows most of the rules tries out the rest
+        rules = dict(rules, key=hashlib.sha256(key.read()).hexdigest())
     return signed_text(dict(
         told, v=1, release="%s %s" % (word["what"], word["manifest"]) if word else "",
         order=hashlib.sha256(line.encode("utf-8", "replace")).hexdigest() if line else "",

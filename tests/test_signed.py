@@ -113,6 +113,17 @@ def test_what_is_signed_of_an_end_says_no_more_of_it_than_what_is_told_of_it(wor
     assert "own words" not in row["reason"] + told["reason"] and told["reason"] == row["reason"] != "", (told, row)
 
 
+def test_the_sum_of_the_rules_that_a_result_tells_is_no_sum_that_another_can_try_out(tmp_path):
+    control, told = os.fsencode(str(tmp_path)), {"site": "s", "run": "r", "exit_code": 0, "signal": None, "reason": ""}
+
+    def sum_of(key, word):
+        rules = SEAL.default_values(SEAL.gate_keys()["outbound"])
+        text = SEAL.signed_results(str(tmp_path / key), told, control, dict(rules, deny_content=[word]), [], {}, "")
+        return json.loads(text.partition("\n")[0])["rules"]
+
+    assert sum_of("one", "project") == sum_of("one", "project") != sum_of("one", "other") and sum_of("two", "project") != sum_of("one", "project")
+
+
 def test_an_order_runs_once_and_rerun_signs_a_new_one(world):
     world.began()
     world.write("code.txt", "3")
