@@ -1213,7 +1213,8 @@ class GateRun:
         self.mark = b"MI_RUN=" + name.encode()
         self.command = None                            # its section, once it is permitted or watched,
         self.argv = []                                 # and what it runs
-        self.signed = {}                               # the order, as it was signed
+        self.signed = {}                               # the order, as it was signed,
+        self.permitted_by = None                       # and the OrderRules that said so
         self.cancelled = False
         self.unkillable = []                           # pids
         self.wrapper = None                            # its Popen, if this process has started it
@@ -1278,7 +1279,7 @@ class GateRun:
         """What was signed of it. Forbidden if that does not allow it (any more)."""
         wanted = {key: self.order[key] for key in ("command", "parameters", "result_patterns")}
         wanted["result_files"] = sorted(self.order["result_files"])
-        now = None if self.last("starting") else time.time()
+        now, self.permitted_by = None if self.last("starting") else time.time(), self.gate.orders
         self.signed = self.gate.orders.permit(self.order.get("signed", ""), wanted, self.command, now)
 
     def permit_inputs(self, rows):
@@ -1318,6 +1319,8 @@ class GateRun:
             self.end_early("cancelled", "cancelled")
             return False
         try:
+            if self.signed and self.permitted_by is not self.gate.orders:          # the ini has changed
+                self.permit_order()
             self.gate.orders.use(self.signed, self.command, self.control, time.time())
         except Forbidden as error:
             self.end_early("refused", error)

@@ -378,6 +378,30 @@ def test_where_the_last_signer_is_taken_away_no_unsigned_order_runs_until_the_ow
         made.fake.stop()
 
 
+def test_an_order_that_waits_for_its_start_does_not_run_once_its_key_is_revoked(tmp_path):
+    made, go = TakenOver(str(tmp_path)), tmp_path / "go"
+    with open(os.path.join(made.folder, "work.sh"), "a") as out:
+        out.write("while [ ! -e %s ]; do sleep 0.1; done\n" % go)
+    with open(made.ini) as text:
+        ini = text.read().replace("site = s\n", "site = s\njobs = 2\n").replace("match = work\n", "match = work\njobs = 1\n")
+    with open(made.ini, "w") as out:
+        out.write(ini)
+    first, second = (made.hand_out(word, made.info(signed(made.order(), made.keys["alice"]))) for word in (None, "revoked"))
+    poller = suite.Process("mi_system_remote.py", ["poll", "--ini", made.ini], str(tmp_path))
+    try:
+        wait_until(lambda: made.runs() and poller.text().count("calc-params-complete") == 2)
+        with open(made.ini, "w") as out:
+            out.write(ini.replace("[signer alice]\n", "[signer alice]\nrevoked = yes\n"))
+        wait_until(lambda: " reload ini=" in poller.text())
+        go.write_text("")
+        wait_until(lambda: {first, second} <= set(made.ends()))
+        assert len(made.runs()) == 1 and sum("revoked" in made.ends()[one][0] for one in (first, second)) == 1, made.ends()
+    finally:
+        go.write_text("")
+        poller.kill()
+        made.fake.stop()
+
+
 DEFENCES = {  # what of a defence is taken away: (its text, what stands there then)
     "unsigned orders": ("        needed = self.needed(command)\n", "        needed = False\n"),
     "the list": ("    if key not in trusted:\n", "    if False:\n"),
