@@ -2023,6 +2023,7 @@ def must_hold(shape):
 
 PLAIN = bytes(range(32, 127)) + b"\t\n\r"
 NO_TEXT = bytes(set(range(32)) - set(b"\0\t\n\r\x1b")) + b"\x7f"
+WIDE = re.compile(rb"\0{1,3}(?:[\t\n\r -~]\0{1,3}){5,}")            # behind the first one
 ENCODINGS = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "cp932", "euc_jp", "iso2022_jp")
 
 
@@ -2033,9 +2034,13 @@ def is_text(window):
 
 def views_of(window, start):
     """(encoding, bytes) of a window of a file: as it is, and, where it could be text that is not UTF-8, in
-    UTF-8 by each of ENCODINGS."""
+    UTF-8 by each of ENCODINGS; of what is no text its plain characters of two or four bytes."""
     yield "", window
-    if not window.translate(None, PLAIN) or not is_text(window):
+    if not window.translate(None, PLAIN):
+        return
+    if not is_text(window):
+        yield "wide characters", b"\n".join(window[max(0, run.start() - 1):run.end()].replace(b"\0", b"")
+                                            for run in WIDE.finditer(window))
         return
     try:
         window.decode()

@@ -195,6 +195,7 @@ PLANTS = [Plant(*row) for row in (
     ("6b", "percent", result(percented), WORDS, STOPPED),
     ("7", "UTF-16", result(lambda secret: secret.decode().encode("utf-16")), PIECES, STOPPED),
     ("7b", "UTF-32", result(lambda secret: secret.decode().encode("utf-32-be")), WORDS, STOPPED),
+    ("7e", "UTF-16 within what is no text", result(lambda secret: b"\1" + crossed(secret * 9) + secret.decode().encode("utf-16-be") + crossed(secret * 9)), WORDS, STOPPED),
     ("7c", "Shift_JIS", result(lambda secret: "\n図 社外秘 9クロム鋼\n".encode("cp932") * 9), "deny_content = 社外秘", STOPPED),
     ("7d", "EUC-JP", result(lambda secret: "\n図 社外秘 9クロム鋼\n".encode("euc_jp") * 9), "deny_content = 社外秘", STOPPED),
     ("8", "zip in tar", result(lambda secret: tarred(zipped(secret))), PIECES, STOPPED),

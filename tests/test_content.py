@@ -196,6 +196,7 @@ NEEDED = [                     # (number of a plant, a line of the looking progr
     ("5", "            self.look(io.BytesIO(data), place, depth + 1)\n", "            pass\n"),
     ("7c", "    for encoding in ENCODINGS:\n", "    for encoding in ENCODINGS[:4]:\n"),
     ("7b", "    for encoding in ENCODINGS:\n", "    for encoding in ENCODINGS[:2]:\n"),
+    ("7e", "        yield \"wide characters\", ", "        \"\", "),
     ("9b", "            if self.unpacked > self.room:\n", "            if False:\n"),
     ("34e", "            within = within or packed_within(window, start)\n", ""),
     ("10e", "        if word is None or word not in self.rules[\"unwrap\"] or word not in UNPACKERS:\n            raise Held(", "        if word is None or word not in UNPACKERS:\n            return\n            raise Held("),
