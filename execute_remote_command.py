@@ -5619,14 +5619,16 @@ class KeeperRun(GateRun):
         return GateRun.ended_by_restart(self)
 
     def allowed(self):
-        """Do the owner's rules, as they are now, let it start? Where not, it has ended. Stop if they cannot
-        be read."""
-        if not self.note["ini"]:
+        """Do the owner's rules, as they are now, let it start, and whoever has signed it? Where not, it has
+        ended. Stop if they cannot be read."""
+        ini = self.note["ini"]
+        if not ini:
             return True
         try:
-            words = shell_words(self.note["text"])
-            commands = commands_of(self.note["ini"], read_ini(self.note["ini"], INI_KEYS))
-            permit_command(commands, words[0], words[1:])
+            words, settings = shell_words(self.note["text"]), read_ini(ini, INI_KEYS)
+            command, _argv = permit_command(commands_of(ini, settings), words[0], words[1:])
+            orders = order_rules(ini, settings, "ssh guard", self.gate.folder, settings["ssh guard"]["site"])
+            orders.permit(small_text(self.path(b"signed")), {}, command, None)
             return True
         except Forbidden as error:
             self.end_early("refused", error)

@@ -683,6 +683,28 @@ def test_the_guard_runs_what_was_signed_and_that_once_for_all_keys(tmp_path):
         assert "used already" in one.ask("start", command="work.sh abc", signed=good)[0][0]["why"]
 
 
+def test_an_order_that_waits_for_a_licence_behind_a_guard_does_not_run_once_its_key_is_revoked(tmp_path):
+    suite.needs("ssh-keygen")
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "alice", "-f", str(tmp_path / "alice")], check=True)
+    does = "while [ ! -e %s ]; do sleep 0.1; done; echo x >>%s" % (tmp_path / "go", tmp_path / "ledger")
+    host = ssh_door.Far(tmp_path / "far", GUARD_INI % (tmp_path / "alice.pub").read_text() + "[command wait]\nargv = /bin/sh\n  -c\n  %s\nmatch = wait\njobs = 1\n" % does)
+    names = host.fresh(), host.fresh()
+    first, second = map(host.open, names)
+    with first, second:
+        for one in (first, second):
+            one.put("a", b"1")
+            assert "no" not in one.ask("start", command="wait", signed=order_there(str(tmp_path / "alice"), command="wait"))[0][0]
+            wait_until(lambda: first.ask("state")[0][0]["state"] == "running")
+        assert second.ask("state")[0][0]["state"] == "queued"
+        with open(host.path("ini")) as text:
+            ini = text.read()
+        host.write("ini", ini.replace("[signer alice]\n", "[signer alice]\nrevoked = yes\n"))
+        (tmp_path / "go").write_text("")
+    with host.open(names[1]) as one:
+        told = one.ask("wait", offset=0)[-1][0]
+        assert told["code"] is None and "revoked" in told["why"] and (tmp_path / "ledger").read_text() == "x\n", told
+
+
 def test_the_runner_signs_what_it_has_run_behind_a_guard(tmp_path):
     suite.needs("ssh-keygen", "sshd")
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "alice", "-f", str(tmp_path / "alice")], check=True)
