@@ -33,12 +33,12 @@ LINES = {                      # title: options of wanlink, settings of both nam
     "50 ms, 200 Mbit/s": (["-d", "25", "-r", "200", "-q", "1250"], ()),
     "no distance": ([], ()),
 }
-ROWS = [                       # line, kind, MiB (KiB of each of many) and how many; with --full; without; with --check; at least, of the speed with one lane
-    ("50 ms, 1 Gbit/s", "random", (256, 1), (64, 1), (16, 1), 1.6),
-    ("50 ms, 1 Gbit/s", "small", (1, 20000), (1, 20000), (1, 2000), 2.0),
+ROWS = [                       # line, kind, MiB (KiB of each of many) and how many; with --full; without; with --check, and its own least; at least, of one lane's speed
+    ("50 ms, 1 Gbit/s", "random", (256, 1), (64, 1), (16, 1, 1.0), 1.6),
+    ("50 ms, 1 Gbit/s", "small", (1, 20000), (1, 20000), (1, 2000, 1.0), 2.0),
     ("50 ms, 1 Gbit/s, 0.1 % loss", "random", (128, 1), (32, 1), None, 4.0),
     ("50 ms, 1 Gbit/s, windows of 1 MiB", "random", (64, 1), (64, 1), None, 2.5),
-    ("50 ms, 50 Mbit/s", "text", (256, 1), (32, 1), (8, 1), 4.0),
+    ("50 ms, 50 Mbit/s", "text", (256, 1), (32, 1), (8, 1, 2.0), 4.0),
     ("50 ms, 200 Mbit/s", "random", (128, 1), (64, 1), None, 0.95),
     ("no distance", "random", (1024, 1), (256, 1), None, 0.95),
 ]
@@ -149,9 +149,14 @@ def make_source(folder, kind, size, count):
 
 def row(figures, folder, title, kind, amount, wanted, turns, with_ssh):
     """A row of the table: both ways, and the SSH way beside it."""
-    size, count = amount
+    size, count = amount[:2]
+    wanted = amount[2] if len(amount) > 2 else wanted
     line = LongLine(folder, title)
     try:
+        small = make_source(folder + "-start", "random", 1, 1)             # all has been read once
+        for site in ("u-one", "u-lanes"):
+            line.calculate(site, small, "first")
+        os.unlink(small)
         source = make_source(folder, kind, size, count)
         name = "%s, %s" % (title, "%d x %d KiB" % (count, size) if kind == "small" else "%s %d MiB" % (kind, size))
         unit, total = ("/s", count) if kind == "small" else ("B/s", size * MIB)
