@@ -1677,7 +1677,7 @@ class FileCall:
         key = self.files + (self.found["n"],)
         try:
             upload.pieces.move_on()
-            with open(upload.path, "rb+", buffering=0) as out:
+            with open(upload.path, "ab", buffering=0) as out:          # an empty file has had no piece
                 self.end_upload(upload, out, self.call["transfer"])
             return self.received(True)
         finally:

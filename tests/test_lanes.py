@@ -128,6 +128,12 @@ def test_a_piece_that_is_not_as_it_must_be_changes_nothing(world, what):
     assert writer.post(1, 6)[1]["complete"] and writer.arrived()[0] == writer.data
 
 
+def test_an_empty_file_that_comes_in_no_pieces_is_whole(world):
+    writer = Writer(world, b"")
+    status, found = writer.post(0, 0, b"")
+    assert (status, found["complete"]) == (200, True) and writer.arrived()[0] == b""
+
+
 def test_what_follows_a_bad_piece_in_one_request_is_not_taken_and_what_precedes_it_is(world):
     writer = Writer(world)
     body = bytearray(frames(writer.data))
