@@ -1082,9 +1082,7 @@ class Collector:
             self.scanner.close()
         if self.rules["dry_run"]:
             self.note("", "dry_run: the rules tell, and keep nothing here", True)
-        if self.hold_all and self.rules["dry_run"]:
-            self.note("", "dry_run: hold", True)
-        elif self.hold_all or self.held:
+        if self.hold_all or self.held:                 # (with dry_run, too: `hold` is no rule on trial)
             names = list(self.found.names()) + list(self.folders.names())
             self.held = {name: self.held.get(name, "hold") for name in names
                          if self.hold_all or name in self.held}

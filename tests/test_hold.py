@@ -173,6 +173,16 @@ def test_bytes_that_have_changed_since_they_were_held_leave_by_no_word_and_are_h
     assert site.wf("wait", accept_id).returncode == 0
 
 
+def test_who_tries_rules_with_dry_run_does_not_let_out_what_is_to_be_held(make_site):
+    site = make_site(outbound="deny_content = SECRET\ndry_run = yes\n")
+    accept_id = site.start().submit()
+    wait_until(lambda: site.left(accept_id) or os.path.exists(site.path(accept_id, "note")))
+    assert not site.left(accept_id)
+    site.held(accept_id)
+    site.word("release", accept_id, "--unseen")
+    assert site.wf("wait", accept_id).returncode == 0
+
+
 def test_what_a_person_is_not_shown_is_said_and_no_line_hides_as_a_head_of_the_difference(tmp_path, capsys):
     gate, seen = suite.module("mi_system_remote.py"), {}
     rules = gate.default_values(gate.gate_keys()["outbound"])
