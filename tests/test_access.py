@@ -111,7 +111,8 @@ def test_guessing_is_answered_alike_for_users_that_are_and_are_not_and_ends_in_a
         return client.call("POST", "login", {"v": 2, "user": user, "password": password})
 
     told = {user: [guess(user, "wrong %d" % turn) for turn in range(5)] for user in ("bob", "nobody")}
-    assert told["bob"] == told["nobody"] == [(403, {"code": "0005", "message": "user or password is wrong", "why": "login"})] * 5
+    assert told["bob"] == told["nobody"] == [(403, {"code": "0005", "message": "user or password is wrong", "why": "login",
+                                                         "said": "login", "told": {}})] * 5
     for user in told:
         status, first = guess(user, PASSWORD)
         assert status == first["code"] == 429 and 0 < first["wait"] <= 61 and "try again in" in first["message"], first
@@ -236,7 +237,7 @@ def test_a_database_of_the_version_before_is_brought_up_to_date(tmp_path):
     db = sqlite3.connect(os.path.join(world.state, "state.sqlite3"))
     db.executescript("ALTER TABLE tokens DROP COLUMN used; ALTER TABLE tokens DROP COLUMN login; DROP TABLE users; PRAGMA user_version = 1;"
                      "ALTER TABLE files DROP COLUMN x; ALTER TABLE files DROP COLUMN mtime; ALTER TABLE calculations DROP COLUMN verdicts;"
-                     "ALTER TABLE calculations DROP COLUMN texts; ALTER TABLE calculations DROP COLUMN waits;"
+                     "ALTER TABLE calculations DROP COLUMN texts; ALTER TABLE calculations DROP COLUMN waits; ALTER TABLE calculations DROP COLUMN signed;"
                      "DROP TABLE past; DROP TABLE events; DROP TABLE pollers")
     db.close()
     assert world.start().client().register("hello", allow=False)
