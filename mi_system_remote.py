@@ -11646,7 +11646,7 @@ def finding_of_certificate(found, where):
 def start_lean():
     """For what runs for long: Python keeps the syntax tree of the file that it was started with until it ends
     (16 MB of this one), of a text that a program compiles it does not. So this process becomes that, once,
-    and gives back what compiling took (glibc keeps it else)."""
+    room by room (whose trees are small), and gives back what compiling took (glibc keeps it else)."""
     if "STARTED_LEAN" in globals():
         try:
             import ctypes
@@ -11655,8 +11655,13 @@ def start_lean():
             pass                                       # another C library
     elif __name__ == "__main__" and sys.executable:
         names = {"I": "isolated", "S": "no_site", "E": "ignore_environment", "s": "no_user_site"}
-        text = ("import sys; del sys.argv[0]; __file__ = sys.argv[0]; STARTED_LEAN = True; "
-                "exec(compile(open(__file__, 'rb').read(), __file__, 'exec'))")
+        text = ("import sys; del sys.argv[0]; __file__ = sys.argv[0]; STARTED_LEAN = True\n"
+                "def start_lean(lines=0):\n"
+                "    whole = open(__file__, 'rb').read().replace(b'\\n# ==== ', b'\\n\\0# ==== ')\n"
+                "    for room in whole.split(b'\\0'):\n"
+                "        exec(compile(b'\\n' * lines + room, __file__, 'exec'), globals())\n"
+                "        lines += room.count(b'\\n')\n"
+                "start_lean()")
         os.execv(sys.executable, [sys.executable]
                  + ["-" + letter for letter, name in names.items() if getattr(sys.flags, name)]
                  + ["-c", text, os.path.abspath(__file__)] + sys.argv[1:])

@@ -141,7 +141,7 @@ def test_what_is_broken_of_one_calculation_hides_none_from_a_pollers_list_and_ou
     found = [calc.name for calc in poller.on_disk(base)]
     assert sorted(found) == [IDENT % n for n in range(1, len(POLLERS) + 1)]
     assert "unreadable" in told() and IDENT % 0 in told()
-    poller.cmd_outbox(base, False)
+    poller.cmd_outbox(base, 0, False)
     rows = capsys.readouterr()[0].splitlines()
     assert len(rows) >= len(POLLERS) - 1 and any(row.startswith(IDENT % len(POLLERS)) for row in rows), rows
     assert {calc.state() for calc in poller.on_disk(base)} <= {"undelivered", "claimed", "lost", "starting"}

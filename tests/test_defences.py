@@ -525,8 +525,8 @@ READ = {"mi_dicomapi.py": {"LD_LIBRARY_PATH", "STATE_DIRECTORY"},            # t
         "mi_system_wf.py": {"MI_DISTCOMP_TOKEN", "CREDENTIALS_DIRECTORY", "REQUESTS_CA_BUNDLE", "XDG_STATE_HOME", "no_proxy",
                                                            "NO_PROXY"},
         "mi_system_remote.py": {"MI_DISTCOMP_TOKEN", "CREDENTIALS_DIRECTORY", "XDG_STATE_HOME", "AUTHENTICATION_OPERATOR", "REQUESTS_CA_BUNDLE", "no_proxy",
-                                "NO_PROXY"},
-        "execute_remote_command.py": {"XDG_STATE_HOME", "MISYSTEM_SITEID", "SSH_CONNECTION", "SSH_ORIGINAL_COMMAND", "SHELL"}}
+                                "NO_PROXY", "MI_RUN", "SUDO_USER"},
+        "execute_remote_command.py": {"XDG_STATE_HOME", "MISYSTEM_SITEID", "SSH_CONNECTION", "SSH_ORIGINAL_COMMAND", "SHELL", "MI_RUN", "SUDO_USER"}}
 ALL = {"LC_ALL", "LC_MESSAGES", "LANG", "JOURNAL_STREAM", "PATH", "NO_COLOR", "TERM"}
 
 

@@ -718,7 +718,7 @@ def test_a_wrong_command_section(relay, host, keys, word):
 
 
 @pytest.mark.parametrize("section, keys, word", [
-    ("outbound", {"deny_content": "["}, "deny_content"), ("outbound", {"deny_pieces": "x"}, "absolute path"), ("outbound", {"types": "*.csv cvs"}, "no declared type"), ("outbound", {"unwrap": "rar"}, "not one of"), ("outbound", {"hold": "no"}, "hold is not a key"), ("outbound", {"max_fil": 1}, "max_file"),
+    ("outbound", {"deny_content": "["}, "deny_content"), ("outbound", {"deny_pieces": "x"}, "absolute path"), ("outbound", {"types": "*.csv cvs"}, "no declared type"), ("outbound", {"unwrap": "rar"}, "not one of"), ("outbound", {"holds": "no"}, "did you mean hold"), ("outbound", {"max_fil": 1}, "max_file"),
     ("outbound", {"deny_sums": "abc"}, "sha256"), ("poller", {"jobs": 0}, "jobs"), ("poller", {"hours": "22-25"}, "Mon-Fri 20:30-6:00"),
     ("poller", {"retry": "x"}, "COUNT,INTERVAL"), ("poller", {"sit": "x"}, "did you mean site"), ("poller", {"url": "ftp://x"}, "not a URL"),
     ("poller", {"site": ""}, "site is not set"), ("poller", {"ca_file": "/nonexistent"}, "/nonexistent")])
