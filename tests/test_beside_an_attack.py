@@ -196,7 +196,7 @@ def test_fielded_bodies_on_their_way_count_as_their_users_bytes(town):
     first = Raw(town).send(post(token, b"add-calcinfo", 60 << 20, part))
     wait_until(lambda: arriving(town), 10)
     assert Raw(town).send(post(token, b"add-calcinfo", 60 << 20, part)).answer() == (202, {
-        "code": 429, "message": "user twice holds 0 bytes; try again later", "why": "bytes_per_user"})
+        "code": 429, "message": "user twice holds 0 bytes; try again later", "why": "bytes_per_user", "said": "bytes_per_user", "told": {"user": "twice", "count": 0}})
     first.sock.close()
     wait_until(lambda: not arriving(town), 10)
     assert Peer(town, token).code("add-calcinfo", **{"calc-info": calc_info(SITE)}) == (200, 200)
