@@ -602,7 +602,7 @@ def add_calcinfo(call):
         if known:                                      # what came along is nobody's
             remove_tree(relay.store.spool(accept_id, ""))
     return dict(progress_of(call, row), message="registered", accept_id=row["accept_id"], known=known,
-                signed=known and order_in_force(call, row),
+                signed=order_in_force(call, row) if known else info.get("signed") or "",
                 warning=v1_warning(relay, site, call.caller.user, needs_v2, parameters))
 
 

@@ -605,7 +605,7 @@ def test_malformed_input_entries_end_as_input(tmp_path, entry):
 def test_an_answer_that_cannot_be_right_leaves_no_trace(tmp_path, changes):
     fake, host, ended = against(tmp_path, order(**changes))
     assert ended.returncode == 0 and "is not taken" in ended.stderr and set(fake.names()) == {"calc-request"}
-    assert sorted(os.listdir(str(host.base))) == [".mi"] and sorted(os.listdir(str(host.base / ".mi"))) == ["lock", "poller", "reserve", "settings", "spare"]
+    assert sorted(os.listdir(str(host.base))) == [".mi"] and sorted(os.listdir(str(host.base / ".mi"))) == ["audit.log", "lock", "poller", "reserve", "settings", "spare"]
 
 
 def test_what_is_kept_of_a_calc_info_is_what_is_used_and_show_steers_no_terminal(tmp_path):
