@@ -474,10 +474,12 @@ def test_where_no_pieces_get_through_a_file_goes_over_one_connection_and_says_wh
 
 
 def test_the_relay_and_the_client_are_killed_in_the_middle_and_little_goes_twice(make_world, tmp_path, request):
+    if not request.config.getoption("--long"):         # what goes twice depends on what else runs meanwhile
+        pytest.skip("--long")
     world = make_world(tls=False, commands=["hello"]).start()
     line = Counter(world.port)
     ways = Ways(world, line, tmp_path, 24 << 20, 3)
-    most = (1.1 if request.config.getoption("--long") else 1.3) * len(ways.data)       # beside others, more is in hand
+    most = 1.1 * len(ways.data)
 
     class Killed(Exception):
         pass
