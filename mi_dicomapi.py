@@ -8849,8 +8849,8 @@ class Pieces:
                                    (self.path, number * PIECE_SIZE, data)):
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
                 try:
-                    if os.fstat(fd).st_size <= at and not any(part):
-                        os.ftruncate(fd, at + len(part))               # zeros behind its end: a hole
+                    if not any(part) and empty_from(fd, at) >= at + len(part):         # zeros: a hole
+                        os.ftruncate(fd, max(os.fstat(fd).st_size, at + len(part)))
                     elif os.pwrite(fd, part, at) != len(part):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
                 finally:
@@ -8878,6 +8878,14 @@ class Pieces:
             end = self.have.find(1, at)
             yield at * PIECE_SIZE, self.size if end < 0 else end * PIECE_SIZE
             at = -1 if end < 0 else self.have.find(0, end)
+
+
+def empty_from(fd, at):
+    """As far as this offset a file has nothing but a hole from `at` on; behind its end: for ever."""
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as error:
+        return 1 << 62 if error.errno == errno.ENXIO or os.fstat(fd).st_size <= at else at
 # ==== end shared ====
 
 

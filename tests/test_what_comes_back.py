@@ -345,6 +345,8 @@ def same(kind, name, entry, truth, umask=UMASK, exact=True):
         return "mode %o, not %o" % (entry.mode, mode)
     if 0 <= truth.mtime < 1 << 33 and entry.mtime != truth.mtime:
         return "time %d, not %d" % (entry.mtime, truth.mtime)
+    if truth.blocks * 512 * 4 < truth.size and entry.blocks * 512 * 2 > entry.size:
+        return "not sparse"
     return ""
 
 
