@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import json
 import re
+import socket
 import socketserver
 import threading
 from urllib.parse import parse_qsl, urlsplit
@@ -96,6 +97,18 @@ class Request(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
         self.wfile.flush()
+        if dict(headers).get("Connection") == "close":
+            self.linger()
+
+    def linger(self):
+        """The end of a connection as the relay makes it: what the client has sent ahead is read, or a reset would destroy the answer."""
+        self.connection.shutdown(socket.SHUT_WR)
+        self.connection.settimeout(10)
+        try:
+            while self.rfile.read1(1 << 16):
+                pass
+        except OSError:                                # it is silent, or has reset the line
+            pass
 
     def ok(self, **fields):
         return self.no(200, **fields)

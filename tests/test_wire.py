@@ -687,8 +687,7 @@ def test_what_goes_wrong_in_a_row_of_calls_is_told_and_the_next_call_is_answered
                 return 200, request.ok()[1], [("Connection", "close")]
         fake.misbehave = end
         relay.ask_in_row(lambda: calls)
-        # away, and back; again, if the relay's thread of the connection that ended takes the same moment for its own
-        assert len(fake.calls) >= 12 and 2 <= len(relay.notices) <= 4 and relay.notices[1::2] == [None] * (len(relay.notices) // 2), ends
+        assert len(fake.calls) >= 12 and len(relay.notices) == 2, ends           # away, and back
 
 
 def form_v1(relay, tmp_path):
