@@ -82,9 +82,9 @@ workers (Front.work_forever) run the calls; the doorkeeper (Front.log_in_forever
 locks are held for moments, and none is taken under another, but that `placing` (files of a result are put in
 their place) is held over a change of the database, after which the writer takes the front's. Front.wait_lock:
 who waits for what. Front.queue_lock: what is to be done. Quotas.counting: bytes on their way, work owed.
-FieldedPollers.announcing: fielded pollers. Pollers.hearing: who is new. Upload.lock, LaneUpload.lock: one file
-that arrives. Pieces.moving: how far its sum is. Transfers.lock: who moves pieces. Relay.beginning, held while
-it is read from disk what came of a file before: not while another lock is.
+FieldedPollers.announcing: fielded pollers. Pollers.hearing: who is new. Arriving.lock: one file that arrives.
+Pieces.moving: how far its sum is. Transfers.lock: who moves pieces. Relay.beginning, held while it is read
+from disk what came of a file before: not while another lock is.
 """
 import sys
 
@@ -1734,8 +1734,7 @@ class FileCall:
         if not self.still_taken():
             raise ApiError(503, "the file is not taken any more; ask again")
         with upload.lock:
-            if upload.ending:
-                raise ApiError(503, "the file is being completed; ask again")
+            upload.check_open()
             upload.owner = self.call                   # whoever wrote before stops at its next chunk
             offset = upload.offset
         if self.call["offset"] != offset or self.call.length > size - offset:
@@ -1791,8 +1790,7 @@ class FileCall:
         with self.relay.beginning_of(key):
             upload = uploads.get(key)
             if upload is not None and type(upload) is not kind:
-                if upload.ending:
-                    raise ApiError(503, "the file is being completed; ask again")
+                upload.check_open()
                 upload.end()
                 upload = None
             if upload is None:
@@ -1947,18 +1945,34 @@ class FileCall:
         return FileAnswer(segments, total, [], 200, moved=lambda: self.relay.claims.touch(self.row))
 
 
-class Upload:
-    """A file that is arriving: how far it is, its running sum, and who writes it (the newest request
-    wins)."""
+class Arriving:
+    """A file that is arriving, and who writes it (the newest wins)."""
+
+    def __init__(self, path):
+        self.path = path
+        self.owner = None                              # who writes: a Call, or the name of a transfer
+        self.touched = time.monotonic()
+        self.lock = threading.Lock()                   # of whatever says who writes, and of the file
+        self.ending = False                            # somebody has all of it and puts it in its place
+
+    def check_open(self):
+        """503 while it is put in its place."""
+        if self.ending:
+            raise ApiError(503, "the file is being completed; ask again")
+
+    def end(self):
+        """Nobody writes it any more."""
+        with self.lock:
+            self.owner, self.ending = None, True
+
+
+class Upload(Arriving):
+    """One that comes byte by byte: how far it is, and its running sum. Its owner is the newest request."""
 
     def __init__(self, path, size):
-        self.path = path
-        self.offset = 0                                # bytes that are there
+        Arriving.__init__(self, path)
+        self.offset = 0                                # bytes that are there; under the lock, too
         self.digest = hashlib.sha256()                 # of them
-        self.owner = None                              # the Call that writes
-        self.touched = time.monotonic()
-        self.lock = threading.Lock()                   # of what is above, and of the file
-        self.ending = False                            # somebody has all of it and puts it in its place
         cut_to_front(path, size)
         try:         # after a restart a partial file counts as far as it is there; the sum decides in the end
             with open(path, "rb") as have:
@@ -1973,24 +1987,14 @@ class Upload:
         if self.owner is not call:
             raise ApiError(409, "a newer request writes this file", why="offset", offset=self.offset)
 
-    def end(self):
-        """Nobody writes it any more."""
-        with self.lock:
-            self.owner, self.ending = None, True
 
-
-class LaneUpload:
-    """A file that arrives in pieces, in any order, over several connections of one transfer (the newest
-    wins)."""
+class LaneUpload(Arriving):
+    """One that comes in pieces, in any order, over several connections. Its owner is the newest transfer."""
 
     def __init__(self, path, size):
-        self.path = path
+        Arriving.__init__(self, path)
         self.pieces = Pieces(path, size)
-        self.lock = threading.Lock()                   # of owner, former and ending, and of the file
-        self.owner = None                              # the transfer that writes
-        self.former = collections.deque((), 16)        # those before it
-        self.ending = False                            # as of an Upload
-        self.touched = time.monotonic()
+        self.former = collections.deque((), 16)        # the transfers before its owner
 
     @property
     def digest(self):
@@ -2001,8 +2005,7 @@ class LaneUpload:
         """A transfer begins, or goes on. 503 while the file is put in its place, 409 if a newer one
         writes."""
         with self.lock:
-            if self.ending:
-                raise ApiError(503, "the file is being completed; ask again")
+            self.check_open()
             if transfer in self.former:
                 raise ApiError(409, "a newer transfer writes this file", why="transfer")
             if transfer != self.owner:
@@ -2013,8 +2016,6 @@ class LaneUpload:
         """409 if a newer transfer writes this file, or it is not taken any more."""
         if self.owner != transfer:
             raise ApiError(409, "a newer transfer writes this file", why="transfer")
-
-    end = Upload.end
 
 
 class Transfers:
