@@ -1570,6 +1570,13 @@ class FileCall:
         """The path of a blob of these files."""
         return self.relay.store.spool(self.row["accept_id"], self.kind, blob)
 
+    def place_in_spool(self):
+        """(the path, the first byte there) of a file that is read. 409 for what is not complete, and for
+        directories."""
+        if not self.found["done"] or self.found["blob"] is None:
+            raise ApiError(409, "the file is not complete, or a directory", why="incomplete")
+        return self.spool(self.found["blob"]), self.found["at"]
+
     def incomplete_error(self):
         """409 that lists the files that are not complete."""
         rows = self.relay.store.read("SELECT n FROM files WHERE calc = ? AND kind = ? AND done = 0 ORDER BY n"
@@ -1619,9 +1626,7 @@ class FileCall:
         first, last = self.span()
         if self.found["done"]:
             return self.received(True)
-        upload = self.upload(LaneUpload)
-        if not self.still_taken():
-            raise ApiError(503, "the file is not taken any more; ask again")
+        upload = self.upload_to_write(LaneUpload)
         upload.let_in(self.call["transfer"])
         try:
             self.put_pieces(upload, first, last)
@@ -1701,9 +1706,7 @@ class FileCall:
     def give_pieces(self):
         """Pieces of a file, as frames."""
         first, last = self.span()
-        if not self.found["done"] or self.found["blob"] is None:
-            raise ApiError(409, "the file is not complete, or a directory", why="incomplete")
-        path, begin = self.spool(self.found["blob"]), self.found["at"]
+        path, begin = self.place_in_spool()
 
         def pieces():
             with open(path, "rb", buffering=0) as source:
@@ -1730,9 +1733,7 @@ class FileCall:
         size = self.found["size"]
         if self.found["done"]:
             return {"message": "complete", "offset": size, "complete": True}
-        upload = self.upload(Upload)
-        if not self.still_taken():
-            raise ApiError(503, "the file is not taken any more; ask again")
+        upload = self.upload_to_write(Upload)
         with upload.lock:
             upload.check_open()
             upload.owner = self.call                   # whoever wrote before stops at its next chunk
@@ -1800,14 +1801,16 @@ class FileCall:
         upload.touched = time.monotonic()
         return upload
 
-    def still_taken(self):
-        """Is a file still lacking, for the manifest and the claim by which a call asked? What ends that sees
-        the call's Upload, or is seen here: see Relay.forget_uploads()."""
-        row = self.row
-        return bool(self.relay.store.read(
-            "SELECT 1 FROM calculations c JOIN files f ON f.calc = c.seq WHERE c.seq = ? AND c.state = ? AND"
-            " c.claim IS ? AND c.manifest IS ? AND f.kind = ? AND f.n = ? AND f.done = 0", row["seq"],
-            row["state"], row["claim"], row["manifest"], self.kind, self.found["n"]))
+    def upload_to_write(self, kind):
+        """The same. 503 if the file is not lacking any more, for the manifest and the claim by which the call
+        asked: what ends that sees the call's Upload, or is seen here: see Relay.forget_uploads()."""
+        upload, row = self.upload(kind), self.row
+        if not self.relay.store.read(
+                "SELECT 1 FROM calculations c JOIN files f ON f.calc = c.seq WHERE c.seq = ? AND c.state = ?"
+                " AND c.claim IS ? AND c.manifest IS ? AND f.kind = ? AND f.n = ? AND f.done = 0", row["seq"],
+                row["state"], row["claim"], row["manifest"], self.kind, self.found["n"]):
+            raise ApiError(503, "the file is not taken any more; ask again")
+        return upload
 
     def end_upload(self, upload, out, writer):
         """All of a file is there: puts it in its place, durably, or drops it if its sum is another (422)."""
@@ -1909,8 +1912,7 @@ class FileCall:
         of it is there."""
         if "offset" in self.call.fields:
             return self.upload_offset()
-        if not self.found["done"] or self.found["blob"] is None:
-            raise ApiError(409, "the file is not complete, or a directory", why="incomplete")
+        path, begin = self.place_in_spool()
         start, size, tag = 0, self.found["size"], '"%s"' % self.found["sha256"]
         asked = re.match(r"bytes=(\d{1,15})-\Z", self.call.headers.get("range", ""))
         if asked and self.call.headers.get("if-range", tag) == tag:
@@ -1920,8 +1922,7 @@ class FileCall:
         headers = [("ETag", tag), ("Accept-Ranges", "bytes")]
         if start:
             headers.append(("Content-Range", "bytes %d-%d/%d" % (start, size - 1, size)))
-        segment = self.spool(self.found["blob"]), self.found["at"] + start, size - start
-        return FileAnswer([segment], size - start, headers, 206 if start else 200,
+        return FileAnswer([(path, begin + start, size - start)], size - start, headers, 206 if start else 200,
                           moved=lambda: self.relay.claims.touch(self.row))
 
     def give_pack(self):
