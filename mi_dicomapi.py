@@ -480,6 +480,12 @@ def refused(code, said, told=(), **more):
     return ApiError(code, REFUSALS[said] % dict(told), said=said, told=dict(told), **more)
 
 
+def not_allowed(path, said, told=(), **more):
+    """The same for who may not make a call: the manual's words; `why` are those of REFUSALS."""
+    return ApiError("0005", "%s への実行権がありません。" % path, http=403, why=REFUSALS[said] % dict(told), **more,
+                    said=said, told=dict(told))
+
+
 # of a calc-info
 OUR_KEYS = ("command", "remote-site", "parameters", "parameter_files", "result_files", "result_patterns",
             "rerun")
@@ -2224,7 +2230,7 @@ class Access:
 
     def authenticate(self, headers, address, path=""):
         """Who a request comes from. ApiError("0005", HTTP 403) without a good token."""
-        hashed, why = headers.get(":token"), "no token"
+        hashed, said, told = headers.get(":token"), "no-token", {}
         if hashed:
             if self.relay.behind_gateway():
                 user = self.gateway_user(headers) or "token-" + hashed[:16]
@@ -2237,10 +2243,9 @@ class Access:
             if found is not None and found.expires > now:
                 self.token_used[found.key] = now
                 return found
-            why = "unknown token" if found is None else "expired " + day_of(found.expires)
-        told = {"day": day_of(found.expires)} if hashed and found else {}
-        raise ApiError("0005", "%s への実行権がありません。" % printable(path)[:200], http=403, why=why,
-                       said=why.split()[0] + "-token", told=told)
+            said, told = ("unknown-token", {}) if found is None else ("expired-token",
+                                                                      {"day": day_of(found.expires)})
+        raise not_allowed(printable(path)[:200], said, told)
 
     def gateway_user(self, headers):
         """The user that the gateway names, or None where it names none. ApiError for what the gateway itself
@@ -5804,8 +5809,7 @@ class Call(Fields):
     def check_role(self, role):
         """403 unless the token has the role."""
         if role not in self.caller.roles and not self.route.also & self.caller.roles:
-            raise ApiError("0005", "%s への実行権がありません。" % self.path, http=403, why="role %s needed" % role,
-                           user=self.caller.user, said="role", told={"role": role})
+            raise not_allowed(self.path, "role", {"role": role}, user=self.caller.user)
 
     def body_views(self):
         """The body in views of up to CHUNK bytes, as it arrives; no more of it when the token has ended."""
